@@ -1,0 +1,40 @@
+"""
+What a test may ask of the database, in the words of docs/guarantees.md.
+
+A test that cannot hold everywhere names the capability it needs instead of the
+vendor it fails on: ``@requires("skip_locked")``.
+"""
+
+import pytest
+
+from tests import databases
+
+#: Capability, and the vendors (in Django's words; MariaDB is "mysql") that have it.
+CAPABILITIES: dict[str, frozenset[str]] = {
+    # Two transactions write at the same time.
+    "concurrent_writers": frozenset({"postgresql", "mysql"}),
+    # A claim passes over rows that somebody else has locked.
+    "skip_locked": frozenset({"postgresql", "mysql"}),
+    # An index holds only the rows that meet a condition.
+    "partial_indexes": frozenset({"postgresql", "sqlite"}),
+    # UPDATE and DELETE return the rows they changed.
+    "update_returning": frozenset({"postgresql", "sqlite"}),
+    # The database wakes a waiting worker.
+    "listen_notify": frozenset({"postgresql"}),
+    # A connection can be cut from outside, as a restart or a failover does.
+    "server_connections": frozenset({"postgresql", "mysql"}),
+}
+
+
+def has(capability: str) -> bool:
+    """Tell whether the database under test has the capability; refuse an unknown one."""
+    if capability not in CAPABILITIES:
+        raise pytest.UsageError(f"Unknown capability {capability!r}: use one of {', '.join(CAPABILITIES)}")
+    return databases.vendor() in CAPABILITIES[capability]
+
+
+def requires(*names: str) -> pytest.MarkDecorator:
+    """Skip the test on a database without these capabilities."""
+    for name in names:
+        has(name)
+    return pytest.mark.requires(*names)

@@ -1,0 +1,103 @@
+"""
+What every test run shares: its database, its skips, and the second database.
+
+A plain ``pytest`` runs on SQLite and then once more, with the same arguments, on
+PostgreSQL. With TASKQ_TEST_DB set it runs on that one only, as tox does.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+
+import hypothesis
+import pytest
+import pytest_django
+from django.db import connection, connections
+
+from tests import capabilities, databases
+
+hypothesis.settings.register_profile("ci", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("deep", max_examples=5000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_RUN_BOTH = "TASKQ_TEST_DB" not in os.environ
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if databases.missing and databases.on_ci():
+        raise pytest.UsageError(databases.missing)
+
+
+def pytest_report_header() -> str:
+    if databases.missing:
+        return f"database: none. {databases.missing}"
+    settings = connection.settings_dict
+    server = settings.get("HOST") or settings["NAME"]
+    driver = getattr(connection, "Database", None)
+    return f"database: {databases.vendor()} at {server}, driver {getattr(driver, '__name__', 'unknown')}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if databases.missing:
+            item.add_marker(pytest.mark.skip(reason=databases.missing))
+        for marker in item.iter_markers("requires"):
+            lacking = [name for name in marker.args if not capabilities.has(name)]
+            if lacking:
+                reason = f"{databases.vendor()} has no {', '.join(lacking)} (docs/guarantees.md)"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    # Outermost, so that the first run has printed its summary by now.
+    result = yield
+    if _RUN_BOTH and _may_go_on(session):
+        session.exitstatus = _worse(int(session.exitstatus), _run_on_postgresql(session.config))
+    return result
+
+
+def _may_go_on(session: pytest.Session) -> bool:
+    config = session.config
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return False
+    if session.shouldstop or session.shouldfail:
+        return False
+    return session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+
+
+def _run_on_postgresql(config: pytest.Config) -> int:
+    command = [sys.executable, "-m", "pytest", *map(str, config.invocation_params.args)]
+    variables = {**databases.forget_parent(dict(os.environ)), "TASKQ_TEST_DB": "postgresql"}
+    print("\n\nThe same tests again, on PostgreSQL:\n", flush=True)
+    return subprocess.run(command, env=variables, cwd=config.invocation_params.dir, check=False).returncode
+
+
+def _worse(first: int, second: int) -> int:
+    """Merge two exit statuses: "nothing collected" counts only if it holds for both."""
+    empty = int(pytest.ExitCode.NO_TESTS_COLLECTED)
+    if empty in {first, second}:
+        return max({first, second} - {empty}, default=empty)
+    return max(first, second)
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: pytest_django.DjangoDbBlocker) -> Generator[None]:
+    """Let child processes find the test database, and let nothing keep it from being dropped."""
+    os.environ[databases.NAME_VARIABLE] = str(connection.settings_dict["NAME"])
+    yield
+    del os.environ[databases.NAME_VARIABLE]
+    connections.close_all()
+    if connection.vendor == "postgresql":
+        with django_db_blocker.unblock():
+            _disconnect_everybody()
+
+
+def _disconnect_everybody() -> None:
+    # A worker that a failed test left behind would make DROP DATABASE fail.
+    with connection._nodb_cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            [connection.settings_dict["NAME"]],
+        )

@@ -1,0 +1,9 @@
+"""The migrations and the models say the same."""
+
+import pytest
+from django.core.management import call_command
+
+
+@pytest.mark.django_db
+def test_no_migration_is_missing() -> None:
+    call_command("makemigrations", "django_taskq", check=True, dry_run=True, verbosity=1)
