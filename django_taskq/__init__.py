@@ -1,0 +1,93 @@
+"""
+Background tasks for Django in the database a project already has.
+
+    from django_taskq import task
+
+    @task(queue_name="email", max_attempts=5)
+    def send_receipt(order_id): ...
+
+    send_receipt.enqueue(order.pk)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django_taskq.api import (
+    acancel,
+    areplay,
+    cancel,
+    discard,
+    enqueue_many,
+    find_task,
+    pause_queue,
+    replay,
+    resume_queue,
+)
+from django_taskq.domain.retry import Exponential, Fixed, Steps
+from django_taskq.exceptions import (
+    BudgetExceeded,
+    Cancel,
+    GiveUp,
+    InvalidOptions,
+    InvalidPayload,
+    PayloadTooLarge,
+    ResultNotReady,
+    Retry,
+    Snooze,
+    TaskCancelled,
+    TaskNotFound,
+    TaskqError,
+    TaskTimeout,
+    WaitTimeout,
+)
+
+# Bound here and now: the submodule of that name would else take its place.
+from django_taskq.task import Signature, Task, task
+
+if TYPE_CHECKING:
+    from django_taskq.lifecycle.results import TaskContext
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetExceeded",
+    "Cancel",
+    "Exponential",
+    "Fixed",
+    "GiveUp",
+    "InvalidOptions",
+    "InvalidPayload",
+    "PayloadTooLarge",
+    "ResultNotReady",
+    "Retry",
+    "Signature",
+    "Snooze",
+    "Steps",
+    "Task",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskNotFound",
+    "TaskTimeout",
+    "TaskqError",
+    "WaitTimeout",
+    "acancel",
+    "areplay",
+    "cancel",
+    "discard",
+    "enqueue_many",
+    "find_task",
+    "pause_queue",
+    "replay",
+    "resume_queue",
+    "task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Needs the models, which are not there while INSTALLED_APPS is being imported.
+    if name == "TaskContext":
+        from django_taskq.lifecycle.results import TaskContext
+
+        return TaskContext
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

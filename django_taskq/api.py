@@ -1,0 +1,174 @@
+"""
+What a program does with tasks besides enqueueing one: many at once, look up, cancel, replay, pause, count.
+
+The rooms below are imported inside functions: this file is loaded before the models are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from django_taskq.exceptions import InvalidOptions
+
+if TYPE_CHECKING:
+    from django_taskq.lifecycle.control import Changed
+    from django_taskq.models import FinishedTask
+    from django_taskq.models import Task as TaskModel
+
+__all__ = [
+    "EnqueuedTasks",
+    "acancel",
+    "areplay",
+    "cancel",
+    "discard",
+    "enqueue_many",
+    "find_task",
+    "pause_queue",
+    "replay",
+    "resume_queue",
+]
+
+
+class EnqueuedTasks(Sequence[Any]):
+    """The tasks of one ``enqueue_many``, in order: a sequence of results, each made when it is asked for."""
+
+    def __init__(self, task: Any, calls: Sequence[tuple[Any, Any]], stored: Any) -> None:
+        self._task = task
+        self._calls = calls
+        self._stored = stored
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all tasks."""
+        from django_taskq.lifecycle.enqueue import public_id
+
+        return [public_id(number) for number in self._stored.ids]
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @overload
+    def __getitem__(self, at: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Any]: ...
+
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return [self[index] for index in range(*at.indices(len(self)))]
+        from django_taskq.lifecycle.enqueue import public_id
+        from django_taskq.lifecycle.results import new_result
+
+        args, kwargs = self._calls[at]
+        return new_result(
+            self._task,
+            public_id(self._stored.ids[at]),
+            args,
+            dict(kwargs),
+            backend=self._task.backend,
+            enqueued_at=self._stored.created_at,
+            state=self._stored.state,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[at] for at in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tasks of {self._task.module_path}>"
+
+
+def _call(task: Any, call: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(call, tuple | list):
+        return tuple(call), {}
+    if isinstance(call, Mapping):
+        return (), call
+    if hasattr(call, "task") and hasattr(call, "args"):
+        if call.task.func is not task.func:
+            raise InvalidOptions(
+                f"enqueue_many of {task.module_path} got a signature of {call.task.module_path}",
+                field="calls",
+                code="mixed",
+            )
+        return call.args, call.kwargs or {}
+    raise InvalidOptions(
+        f"each call must be a tuple of arguments, a dict of keyword arguments or a signature, got {call!r}; "
+        "write (value,) for a single argument",
+        field="calls",
+        code="type",
+    )
+
+
+def enqueue_many(task: Any, calls: Iterable[Any]) -> EnqueuedTasks:
+    """Store a task for each call in one go; see ``Task.enqueue_many``."""
+    backend = task.get_backend()
+    backend.validate_task(task)
+    pairs = [_call(task, call) for call in calls]
+    stored: EnqueuedTasks = backend.enqueue_many(task, pairs)
+    return stored
+
+
+def find_task(task_id: str, *, using: str | None = None) -> TaskModel | FinishedTask:
+    """Return the row of a task, live or finished. Raise TaskNotFound."""
+    from django_taskq import conf
+    from django_taskq.exceptions import TaskNotFound
+    from django_taskq.lifecycle.enqueue import database_for
+    from django_taskq.store import tasks as store
+
+    row = store.find(using or database_for(conf.options()), task_id)
+    if row is None:
+        raise TaskNotFound(f"no task has the id {task_id!r}")
+    return row
+
+
+def cancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
+    """Cancel tasks: waiting ones at once, running ones by asking. Raise TaskNotFound for a single unknown id."""
+    from django_taskq.lifecycle import control
+
+    return control.cancel(ids, actor=actor, reason=reason)
+
+
+async def acancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
+    """Do what ``cancel`` does, without blocking the event loop."""
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(cancel)(ids, actor=actor, reason=reason)
+
+
+def replay(
+    ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = ""
+) -> Changed:
+    """Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id."""
+    from django_taskq.lifecycle import control
+
+    return control.replay(ids, attempts=attempts, actor=actor, reason=reason)
+
+
+async def areplay(
+    ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = ""
+) -> Changed:
+    """Do what ``replay`` does, without blocking the event loop."""
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(replay)(ids, attempts=attempts, actor=actor, reason=reason)
+
+
+def discard(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
+    """Give dead tasks up for good. Raise TaskNotFound for a single unknown id."""
+    from django_taskq.lifecycle import control
+
+    return control.discard(ids, actor=actor, reason=reason)
+
+
+def pause_queue(queue: str, *, actor: str = "api", reason: str = "") -> bool:
+    """Stop workers from claiming from a queue, within a second; return False if it was paused already."""
+    from django_taskq.lifecycle import control
+
+    return control.pause(queue, actor=actor, reason=reason)
+
+
+def resume_queue(queue: str, *, actor: str = "api", reason: str = "") -> bool:
+    """Let workers claim from a paused queue again; return False if it was not paused."""
+    from django_taskq.lifecycle import control
+
+    return control.resume(queue, actor=actor, reason=reason)

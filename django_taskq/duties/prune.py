@@ -1,0 +1,66 @@
+"""
+Delete finished tasks whose time is over, a chunk at a time.
+
+Each chunk is its own transaction, followed by a pause as long as it took, so that pruning
+never takes more than half of what the database has to give.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from django_taskq import conf, events
+from django_taskq.domain.states import State
+from django_taskq.store import retention
+from django_taskq.store.vendors import vendor_for
+
+__all__ = ["prune", "run_once"]
+
+CHUNK = 5000
+# One round of the duty stops here, so that the other duties have their turn.
+MOST = 100_000
+
+
+def run_once(alias: str, options: conf.Options, now: datetime) -> int:
+    """Delete what retention no longer wants; return how many tasks that were."""
+    kept = options.retention
+    count = prune(alias, lambda limit: vendor_for(alias).prune_marked(now, limit), "own")
+    for state, span in (
+        (State.SUCCEEDED, kept.succeeded),
+        (State.CANCELLED, kept.cancelled),
+        (State.DEAD, kept.dead),
+    ):
+        if span is not None:
+            before = now - span
+
+            def chunk(limit: int, state: State = state, before: datetime = before) -> int:
+                return vendor_for(alias).prune(state, before=before, limit=limit)
+
+            count += prune(alias, chunk, state.name.lower())
+    retention.delete_old(
+        alias,
+        statistics=None if kept.statistics is None else now - kept.statistics,
+        snapshots=None if kept.snapshots is None else now - kept.snapshots,
+        workers=None if kept.workers is None else now - kept.workers,
+        audit=None if kept.audit is None else now - kept.audit,
+        limit=CHUNK,
+    )
+    return count
+
+
+def prune(alias: str, chunk: Callable[[int], int], state: str) -> int:
+    """Delete chunk by chunk until one comes back short; tell how many tasks that were."""
+    vendor = vendor_for(alias)
+    count = 0
+    while count < MOST:
+        began = time.monotonic()
+        deleted = vendor.retrying(lambda: chunk(CHUNK))
+        count += deleted
+        if deleted < CHUNK:
+            break
+        time.sleep(min(time.monotonic() - began, 1.0))
+    if count and events.wanted(events.TasksPruned):
+        events.emit(events.TasksPruned(state=state, count=count))
+    return count

@@ -1,0 +1,326 @@
+"""
+What can be observed: one value per event, told in the past tense, after commit.
+
+Logic calls ``emit``; logs, metrics and the signals of ``signals.py`` only
+listen. ``wanted`` answers before an event is made, so that nothing is paid
+where nobody listens. A listener that raises is logged and passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.db import connections, transaction
+from django.dispatch import Signal
+
+from django_taskq import signals
+from django_taskq.domain.outcomes import ErrorInfo
+
+__all__ = [
+    "EnqueueRejected",
+    "Event",
+    "QueuePaused",
+    "QueueResumed",
+    "SettlementRefused",
+    "TaskCancelled",
+    "TaskDead",
+    "TaskDiscarded",
+    "TaskEnqueued",
+    "TaskEvent",
+    "TaskFailed",
+    "TaskInterrupted",
+    "TaskReplayed",
+    "TaskRescued",
+    "TaskRetried",
+    "TaskSnoozed",
+    "TaskStarted",
+    "TaskSucceeded",
+    "TasksPruned",
+    "WorkerEvent",
+    "WorkerLost",
+    "WorkerStarted",
+    "WorkerStopped",
+    "emit",
+    "emit_on_commit",
+    "subscribe",
+    "unsubscribe",
+    "wanted",
+]
+
+logger = logging.getLogger("django_taskq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened and is committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent(Event):
+    """An event of one task. ``task_id`` is its public id, ``task`` its name, ``alias`` its database."""
+
+    task_id: str
+    task: str
+    queue: str
+    attempt: int = 0
+    alias: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnqueued(TaskEvent):
+    """A task was stored, and its transaction committed. ``run_after`` is None for "now"."""
+
+    run_after: datetime | None = None
+    result: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStarted(TaskEvent):
+    """A worker is about to call the task function. ``wait_seconds``: since the task could have run."""
+
+    worker_id: int
+    wait_seconds: float
+    claim: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSucceeded(TaskEvent):
+    """The function returned and that was committed."""
+
+    worker_id: int
+    run_seconds: float
+    wait_seconds: float
+    claim: Any = field(default=None, repr=False, compare=False)
+    result: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailed(TaskEvent):
+    """An attempt did not succeed. TaskRetried, TaskDead or TaskCancelled follows and says what came of it."""
+
+    worker_id: int
+    outcome: str
+    run_seconds: float
+    error: ErrorInfo | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRetried(TaskEvent):
+    """The task will run again, not before ``run_after``."""
+
+    run_after: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSnoozed(TaskEvent):
+    """The task put itself off; the attempt is not counted."""
+
+    run_after: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskInterrupted(TaskEvent):
+    """A stopping worker handed the running task back; the attempt is not counted."""
+
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRescued(TaskEvent):
+    """The worker that held the task is gone. TaskRetried, TaskDead or TaskCancelled follows."""
+
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDead(TaskEvent):
+    """The task is a dead letter now."""
+
+    reason: str
+    run_seconds: float = 0.0
+    error: ErrorInfo | None = None
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+    claim: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCancelled(TaskEvent):
+    """The task ended as cancelled. Sent once per task, unless an operator replays it and it is cancelled again."""
+
+    claim: Any = field(default=None, repr=False, compare=False)
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReplayed(TaskEvent):
+    """An operator sent a dead or cancelled task back."""
+
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDiscarded(TaskEvent):
+    """An operator gave a dead task up."""
+
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettlementRefused(TaskEvent):
+    """A worker wanted to write how an attempt ended, but its lease was lost; nothing was written."""
+
+    worker_id: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueRejected(Event):
+    """An enqueue failed; no row was left. ``error`` says why."""
+
+    task: str
+    queue: str
+    error: BaseException = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEvent(Event):
+    """An event of one worker."""
+
+    worker_id: int
+    name: str
+    alias: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStarted(WorkerEvent):
+    """A worker announced itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStopped(WorkerEvent):
+    """A worker said good-bye."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost(WorkerEvent):
+    """A worker fell silent for longer than its lease and was declared dead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePaused(Event):
+    """Workers stop claiming from a queue."""
+
+    queue: str
+    actor: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueResumed(Event):
+    """Workers claim from a queue again."""
+
+    queue: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksPruned(Event):
+    """Retention deleted ``count`` finished tasks that had ended in ``state``."""
+
+    state: str
+    count: int
+
+
+_SIGNALS: dict[type[Event], Signal] = {
+    TaskEnqueued: signals.task_enqueued,
+    TaskStarted: signals.task_started,
+    TaskSucceeded: signals.task_succeeded,
+    TaskFailed: signals.task_failed,
+    TaskRetried: signals.task_retried,
+    TaskSnoozed: signals.task_snoozed,
+    TaskInterrupted: signals.task_interrupted,
+    TaskRescued: signals.task_rescued,
+    TaskDead: signals.task_dead,
+    TaskCancelled: signals.task_cancelled,
+    TaskReplayed: signals.task_replayed,
+    TaskDiscarded: signals.task_discarded,
+    SettlementRefused: signals.settlement_refused,
+    EnqueueRejected: signals.enqueue_rejected,
+    WorkerStarted: signals.worker_started,
+    WorkerStopped: signals.worker_stopped,
+    WorkerLost: signals.worker_lost,
+    QueuePaused: signals.queue_paused,
+    QueueResumed: signals.queue_resumed,
+    TasksPruned: signals.tasks_pruned,
+}
+
+Listener = Callable[[Any], None]
+Condition = Callable[[], bool]
+
+_listeners: dict[type[Event], tuple[tuple[Listener, Condition | None], ...]] = {}
+
+
+def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None = None) -> None:
+    """
+    Call ``listener(event)`` for each event of exactly this kind, in the thread that emits it.
+
+    ``when`` says whether the listener cares at the moment; it must be cheap.
+    Subscribing the same listener again changes nothing.
+    """
+    kept = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] is not listener)
+    _listeners[kind] = (*kept, (listener, when))
+
+
+def unsubscribe(kind: type[Event], listener: Listener) -> None:
+    """Undo ``subscribe``; does nothing for a listener that is not there."""
+    _listeners[kind] = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] is not listener)
+
+
+def wanted(kind: type[Event]) -> bool:
+    """Return whether anybody listens to this kind of event just now."""
+    if _SIGNALS[kind].receivers:
+        return True
+    for _, when in _listeners.get(kind, ()):
+        if when is None or when():
+            return True
+    return False
+
+
+def emit(event: Event) -> None:
+    """Tell everybody who listens. The caller has committed what the event says."""
+    kind = type(event)
+    for listener, when in _listeners.get(kind, ()):
+        try:
+            if when is None or when():
+                listener(event)
+        except Exception:
+            logger.exception("A listener to %s failed", kind.__name__)
+    signal = _SIGNALS[kind]
+    if signal.receivers:
+        signal.send_robust(sender=kind, event=event)
+
+
+def emit_on_commit(events: Iterable[Event], *, using: str) -> None:
+    """
+    Emit once the current transaction on this database commits; at once where there is none.
+
+    In a transaction that is managed by hand (autocommit off, no ``atomic``)
+    Django knows no commit, so the events are emitted at once.
+    """
+    pending = list(events)
+    if not pending:
+        return
+
+    def send() -> None:
+        for event in pending:
+            emit(event)
+
+    connection = connections[using]
+    if connection.in_atomic_block or connection.get_autocommit():
+        transaction.on_commit(send, using=using, robust=True)
+    else:
+        send()

@@ -1,0 +1,181 @@
+"""
+What a running task knows of itself, and what it carries over from the moment it was enqueued.
+
+``current`` is set while a task function runs; an enqueue in there becomes a child of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.utils import timezone, translation
+
+from django_taskq import clock, conf
+from django_taskq.domain import payload
+from django_taskq.exceptions import BudgetExceeded, InvalidOptions, TaskCancelled, TaskTimeout
+from django_taskq.lifecycle.definitions import Behaviour
+from django_taskq.store import tasks as store
+from django_taskq.store.rows import Claim
+from django_taskq.store.vendors import vendor_for
+
+__all__ = ["Run", "captured_metadata", "current", "restored"]
+
+logger = logging.getLogger("django_taskq.task")
+
+_PROGRESS_SECONDS = 1.0
+
+
+class Run:
+    """
+    One attempt while it runs: the claim, its times, and whether somebody asked it to stop.
+
+    Shared by the thread that runs the task and the heartbeat that hears of a
+    cancel; each field is written by one of them only.
+    """
+
+    __slots__ = (
+        "_progress_at",
+        "_public_id",
+        "alias",
+        "behaviour",
+        "budget_at",
+        "cancel_event",
+        "claim",
+        "deadline_at",
+        "interrupted",
+        "metadata",
+        "options",
+        "started",
+        "task",
+        "timeout",
+    )
+
+    def __init__(
+        self, claim: Claim, task: Any, alias: str, *, behaviour: Behaviour, options: conf.Options, started: float
+    ) -> None:
+        self.claim = claim
+        self.task = task
+        self.alias = alias
+        self.behaviour = behaviour
+        self.options = options
+        self.timeout = timeout = behaviour.timeout
+        self.started = started
+        self.cancel_event: threading.Event | None = None
+        self.interrupted = False
+        self.metadata: dict[str, Any] = payload.decode_value(claim.metadata) or {} if claim.metadata else {}
+        self._public_id: str | None = None
+        self._progress_at = 0.0
+        self.budget_at = claim.deadline_at
+        limit = None if timeout is None else clock.from_timestamp(started + timeout)
+        if limit is None or (self.budget_at is not None and self.budget_at < limit):
+            limit = self.budget_at
+        self.deadline_at: datetime | None = limit
+
+    @property
+    def public_id(self) -> str:
+        """The id that users see."""
+        if self._public_id is None:
+            self._public_id = vendor_for(self.alias).public_id(self.claim.key)
+        return self._public_id
+
+    @property
+    def attempt(self) -> int:
+        return self.claim.attempt
+
+    @property
+    def remaining(self) -> timedelta | None:
+        """The time left until the deadline, never negative; None without a deadline."""
+        if self.deadline_at is None:
+            return None
+        return max(self.deadline_at - clock.now(), timedelta(0))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this task to stop."""
+        return self.claim.cancel or (self.cancel_event is not None and self.cancel_event.is_set())
+
+    def raise_if_cancelled(self) -> None:
+        """Raise TaskCancelled if asked to stop, BudgetExceeded or TaskTimeout if the time is over."""
+        if self.cancelled:
+            raise TaskCancelled
+        if self.deadline_at is None:
+            return
+        now = clock.now()
+        if self.budget_at is not None and now >= self.budget_at:
+            raise BudgetExceeded(f"the budget of task {self.public_id} ended at {self.budget_at.isoformat()}")
+        if now >= self.deadline_at:
+            raise TaskTimeout(f"attempt {self.attempt} of task {self.public_id} ran longer than {self.timeout:g} seconds")
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> bool:
+        """Store how far the task is, at most once a second and at the end; return whether it was stored."""
+        tick = time.monotonic()
+        is_last = total is not None and done >= total
+        if not is_last and tick - self._progress_at < _PROGRESS_SECONDS:
+            return False
+        self._progress_at = tick
+        store.save_progress(self.alias, self.public_id, done=done, total=total, note=note, now=clock.now())
+        return True
+
+
+current: ContextVar[Run | None] = ContextVar("django_taskq_run", default=None)
+
+
+class TaskLogger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic in the stubs only
+    """Adds ``task_id``, ``task`` and ``attempt`` to each record."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+def logger_for(run: Run) -> TaskLogger:
+    """Return a logger whose records say which task they belong to."""
+    return TaskLogger(logger, {"task_id": run.public_id, "task": run.claim.name, "attempt": run.attempt})
+
+
+def captured_metadata(capture: tuple[str, ...], user: Mapping[str, Any] | None, *, limit: int) -> str | None:
+    """
+    Return what a task carries along as JSON text: language and time zone if they are not the default, and ``user``.
+
+    Raise InvalidOptions or InvalidPayload for metadata that is not a dict JSON can hold.
+    """
+    found: dict[str, Any] = {}
+    if "language" in capture:
+        language = translation.get_language()
+        if language is not None and language != conf.language():
+            found["language"] = language
+    if "timezone" in capture:
+        zone = timezone.get_current_timezone_name()
+        if zone != timezone.get_default_timezone_name():
+            found["timezone"] = zone
+    if user:
+        if not isinstance(user, Mapping):
+            raise InvalidOptions(f"metadata must be a dict, got {user!r}", field="metadata", code="type")
+        found["user"] = dict(user)
+    return payload.encode_value(found, limit=limit, where="the metadata") if found else None
+
+
+@contextmanager
+def restored(metadata: Mapping[str, Any]) -> Iterator[None]:
+    """Run a block with the language and time zone that a task was enqueued with."""
+    language, zone = metadata.get("language"), metadata.get("timezone")
+    before = translation.get_language()
+    if language:
+        translation.activate(language)
+    try:
+        with timezone.override(ZoneInfo(zone)) if zone else nullcontext():
+            yield
+    finally:
+        if language:
+            if before is None:
+                translation.deactivate_all()
+            else:
+                translation.activate(before)

@@ -1,0 +1,285 @@
+"""
+The operator's verbs: cancel, replay, discard, move to the dead letters, pause, resume. Each is audited.
+
+All take public ids and work in chunks of their own transactions, so that a
+selection of 10,000 tasks neither locks them all nor is lost half-way.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django_taskq import clock, conf, events
+from django_taskq.domain.states import DeadReason, State
+from django_taskq.domain.transitions import after_cancel, after_replay
+from django_taskq.exceptions import InvalidTransition, TaskNotFound
+from django_taskq.lifecycle import definitions, wake
+from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.models import FinishedTask
+from django_taskq.models.tasks import TaskRow
+from django_taskq.store import queues as queue_store
+from django_taskq.store import tasks as store
+
+__all__ = ["Changed", "cancel", "discard", "kill", "pause", "replay", "resume"]
+
+CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """What an operator's verb did. ``asked``: running tasks that were asked to stop; ``skipped``: id and why."""
+
+    ids: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many tasks were changed or asked."""
+        return len(self.ids) + len(self.asked)
+
+
+def _alias(alias: str | None) -> str:
+    return alias or database_for(conf.options())
+
+
+def _chunks(ids: str | uuid.UUID | Iterable[Any]) -> Iterator[list[Any]]:
+    found = [ids] if isinstance(ids, str | uuid.UUID) else list(ids)
+    for start in range(0, len(found), CHUNK):
+        yield found[start : start + CHUNK]
+
+
+def _rows(alias: str, part: Sequence[Any], skipped: list[tuple[str, str]]) -> list[TaskRow]:
+    found = store.find_many(alias, part)
+    skipped += [(str(public_id), "not found") for public_id in part if public_id not in found]
+    return list({row.pk: row for row in found.values()}.values())
+
+
+def _one_or_many(ids: Any, changed: Changed) -> Changed:
+    """Raise for a single id that could not be changed; a selection reports what it skipped."""
+    if isinstance(ids, str | uuid.UUID) and changed.skipped and not changed.count:
+        public_id, why = changed.skipped[0]
+        if why == "not found":
+            raise TaskNotFound(f"no task has the id {public_id!r}")
+    return changed
+
+
+def cancel(
+    ids: str | uuid.UUID | Iterable[Any], *, actor: str = "", reason: str = "", alias: str | None = None
+) -> Changed:
+    """
+    Cancel tasks: waiting ones at once, running ones by asking.
+
+    A running task hears of it within a heartbeat; it ends as cancelled when it
+    listens (``raise_if_cancelled``, a coroutine's ``await``), and ends as it
+    likes when it does not. Cancelled tasks never come back by themselves.
+    Raise TaskNotFound for a single id that does not exist.
+    """
+    alias = _alias(alias)
+    now = clock.now()
+    done: list[str] = []
+    asked: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for part in _chunks(ids):
+        waiting: list[uuid.UUID] = []
+        running: list[TaskRow] = []
+        for row in _rows(alias, part, skipped):
+            try:
+                target = after_cancel(row.state)
+            except InvalidTransition as error:
+                skipped.append((str(row.pk), str(error)))
+                continue
+            if target is None:
+                running.append(row)
+            else:
+                waiting.append(row.pk)
+        ended = store.end_waiting(alias, waiting, state=State.CANCELLED, now=now)
+        if running and store.request_cancel(alias, [row.pk for row in running]):
+            asked += [str(row.pk) for row in running]
+        done += [str(row.pk) for row in ended]
+        # Whatever was claimed in between is running now: ask it.
+        missed = [key for key in waiting if str(key) not in set(done)]
+        if missed and store.request_cancel(alias, missed):
+            asked += [str(key) for key in missed]
+        if ended or running:
+            store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, rows=[*ended, *running])
+        events.emit_on_commit(
+            (
+                events.TaskCancelled(
+                    task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias
+                )
+                for row in ended
+            ),
+            using=alias,
+        )
+    return _one_or_many(ids, Changed(ids=tuple(done), asked=tuple(asked), skipped=tuple(skipped)))
+
+
+def replay(
+    ids: str | uuid.UUID | Iterable[Any],
+    *,
+    attempts: int | None = None,
+    actor: str = "",
+    reason: str = "",
+    alias: str | None = None,
+    force: bool = False,
+) -> Changed:
+    """
+    Send dead and cancelled tasks back as ready, under the same id, with ``attempts`` more (default: as many as at first).
+
+    A task whose name leads to no definition here is skipped unless ``force``: it would only die
+    again. Two replays of one task at once send it back once. Raise TaskNotFound for a single unknown id.
+    """
+    alias = _alias(alias)
+    now = clock.now()
+    done: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for part in _chunks(ids):
+        fit: list[uuid.UUID] = []
+        for row in _rows(alias, part, skipped):
+            try:
+                after_replay(row.state)
+            except InvalidTransition as error:
+                skipped.append((str(row.pk), str(error)))
+                continue
+            if not force and not _is_known(row.name):
+                skipped.append((str(row.pk), f"no task is called {row.name!r} here"))
+                continue
+            fit.append(row.pk)
+        rows = store.replay(alias, fit, now=now, attempts=attempts)
+        if rows:
+            store.audit(
+                alias,
+                actor=actor,
+                action="replay",
+                now=now,
+                reason=reason,
+                rows=rows,
+                detail={"attempts": attempts} if attempts else None,
+            )
+        for queue in {row.queue for row in rows}:
+            wake.after_commit(alias, queue, ready=True, notify=conf.options().notify)
+        events.emit_on_commit(
+            (
+                events.TaskReplayed(
+                    task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias, actor=actor
+                )
+                for row in rows
+            ),
+            using=alias,
+        )
+        done += [str(row.pk) for row in rows]
+        gone = {str(key) for key in fit} - set(done)
+        skipped += [(key, "somebody else was faster") for key in sorted(gone)]
+    return _one_or_many(ids, Changed(ids=tuple(done), skipped=tuple(skipped)))
+
+
+def _is_known(name: str) -> bool:
+    try:
+        return definitions.find(name) is not None
+    except Exception:
+        # A module that cannot be imported here is no reason to refuse: a worker may be able to.
+        return True
+
+
+def discard(
+    ids: str | uuid.UUID | Iterable[Any], *, actor: str = "", reason: str = "", alias: str | None = None
+) -> Changed:
+    """
+    Give dead tasks up for good: they stay dead and readable, but leave the list of dead letters.
+
+    A discarded task can still be replayed by its id. Raise TaskNotFound for a single unknown id.
+    """
+    alias = _alias(alias)
+    now = clock.now()
+    done: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for part in _chunks(ids):
+        rows = _rows(alias, part, skipped)
+        dead = [row for row in rows if row.state == State.DEAD and getattr(row, "resolved_at", None) is None]
+        changed = set(store.discard(alias, [row.pk for row in dead], now=now))
+        for row in rows:
+            if row.pk not in changed:
+                skipped.append((str(row.pk), "only dead tasks that were not discarded before can be discarded"))
+        ended = [row for row in dead if row.pk in changed]
+        if ended:
+            store.audit(alias, actor=actor, action="discard", now=now, reason=reason, rows=ended)
+        events.emit_on_commit(
+            (
+                events.TaskDiscarded(
+                    task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias, actor=actor
+                )
+                for row in ended
+            ),
+            using=alias,
+        )
+        done += [str(row.pk) for row in ended]
+    return _one_or_many(ids, Changed(ids=tuple(done), skipped=tuple(skipped)))
+
+
+def kill(
+    ids: str | uuid.UUID | Iterable[Any], *, actor: str = "", reason: str = "", alias: str | None = None
+) -> Changed:
+    """
+    Move waiting tasks to the dead letters, where they can be looked at and replayed.
+
+    Running tasks are skipped: cancel them. Raise TaskNotFound for a single unknown id.
+    """
+    alias = _alias(alias)
+    now = clock.now()
+    done: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for part in _chunks(ids):
+        rows = _rows(alias, part, skipped)
+        fit = [row.pk for row in rows if not isinstance(row, FinishedTask) and row.state != State.RUNNING]
+        ended = store.end_waiting(
+            alias, fit, state=State.DEAD, now=now, reason=DeadReason.MOVED, error_line=reason[:300] or None
+        )
+        done += [str(row.pk) for row in ended]
+        skipped += [(str(row.pk), "running or ended") for row in rows if str(row.pk) not in set(done)]
+        if ended:
+            store.audit(alias, actor=actor, action="kill", now=now, reason=reason, rows=ended)
+        events.emit_on_commit(
+            (
+                events.TaskDead(
+                    task_id=str(row.pk),
+                    task=row.name,
+                    queue=row.queue,
+                    attempt=row.attempt,
+                    alias=alias,
+                    reason=DeadReason.MOVED.value,
+                )
+                for row in ended
+            ),
+            using=alias,
+        )
+    return _one_or_many(ids, Changed(ids=tuple(done), skipped=tuple(skipped)))
+
+
+def pause(queue: str, *, actor: str = "", reason: str = "", alias: str | None = None) -> bool:
+    """
+    Stop all workers from claiming from a queue, within a second; return False if it was paused already.
+
+    Enqueueing goes on, running tasks finish.
+    """
+    alias = _alias(alias)
+    now = clock.now()
+    if not queue_store.pause(alias, queue, actor=actor, reason=reason, now=now):
+        return False
+    store.audit(alias, actor=actor, action="pause", now=now, reason=reason, target=queue)
+    events.emit_on_commit([events.QueuePaused(queue=queue, actor=actor, reason=reason)], using=alias)
+    return True
+
+
+def resume(queue: str, *, actor: str = "", reason: str = "", alias: str | None = None) -> bool:
+    """Let workers claim from a paused queue again; return False if it was not paused."""
+    alias = _alias(alias)
+    if not queue_store.resume(alias, queue):
+        return False
+    store.audit(alias, actor=actor, action="resume", now=clock.now(), reason=reason, target=queue)
+    wake.after_commit(alias, queue, ready=True, notify=conf.options().notify)
+    events.emit_on_commit([events.QueueResumed(queue=queue, actor=actor)], using=alias)
+    return True

@@ -1,0 +1,270 @@
+"""
+Call the task function and say how it ended: the only caller of user code.
+
+Everything a function can do to leave, returning, raising, exiting, being
+cancelled, becomes an Outcome here; nothing gets past. ``prepare`` comes first
+and ends tasks that must not run at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import async_to_sync
+
+from django_taskq import clock, conf
+from django_taskq.domain import payload
+from django_taskq.domain.outcomes import (
+    BudgetOver,
+    Cancelled,
+    Crashed,
+    ErrorInfo,
+    Expired,
+    Failed,
+    GaveUp,
+    Interrupted,
+    Outcome,
+    Snoozed,
+    Succeeded,
+    TimedOut,
+    Undecodable,
+    Unknown,
+    clean_text,
+    fingerprint,
+)
+from django_taskq.domain.retry import Curve
+from django_taskq.exceptions import (
+    BudgetExceeded,
+    Cancel,
+    GiveUp,
+    InvalidPayload,
+    Retry,
+    Snooze,
+    TaskTimeout,
+    error_class_path,
+)
+from django_taskq.lifecycle import definitions, results
+from django_taskq.lifecycle.context import Run, current, restored
+from django_taskq.store.rows import Claim
+
+__all__ = ["acall", "call", "describe", "outcome_of", "prepare", "timed_out"]
+
+# How soon a task that nobody here knows is offered to other workers again.
+_UNKNOWN_RETRY_SECONDS = 5.0
+
+
+def prepare(claim: Claim, options: conf.Options, alias: str) -> Run | Outcome:
+    """Return what to run, or how the task ends without being run."""
+    started = clock.timestamp()
+    if claim.cancel:
+        return Cancelled("cancel requested before the start")
+    if claim.deadline_at is not None or claim.expires_at is not None:
+        now = clock.from_timestamp(started)
+        if claim.deadline_at is not None and claim.deadline_at <= now:
+            return BudgetOver()
+        if claim.expires_at is not None and claim.attempt == 1 and claim.expires_at <= now:
+            return Expired()
+    try:
+        task = definitions.find(claim.name)
+    except Exception as error:
+        return Failed(error=describe(error), retry_in=_UNKNOWN_RETRY_SECONDS)
+    if task is None:
+        return _unknown(claim, options, started)
+    try:
+        behaviour = definitions.behaviour_of_claim(claim.name, claim.queue, claim.options, task, options)
+        return Run(claim, task, alias, behaviour=behaviour, options=options, started=started)
+    except (ValueError, TypeError, KeyError) as error:
+        return Undecodable(error=describe(error))
+
+
+def _unknown(claim: Claim, options: conf.Options, now: float) -> Outcome:
+    """Put the task aside for a worker that knows it; dead once nobody knew it for the grace time."""
+    try:
+        since = (payload.decode_value(claim.options) or {}).get("unknown_since", now)
+    except ValueError:
+        since = now
+    is_final = now - since >= options.unknown_task_grace.total_seconds()
+    return Unknown(is_final=is_final, retry_in=_UNKNOWN_RETRY_SECONDS, since=since)
+
+
+def call(run: Run) -> tuple[Outcome, BaseException | None]:
+    """Run the task in this thread. Return how it ended, and the exception if there was one."""
+    token = current.set(run)
+    try:
+        args, kwargs = payload.decode_arguments(run.claim.args)
+    except InvalidPayload as error:
+        current.reset(token)
+        return Undecodable(error=describe(error)), error
+    try:
+        if run.task.takes_context:
+            args.insert(0, results.context_of(run))
+        function = async_to_sync(run.task.func) if definitions.is_coroutine(run.task) else run.task.func
+        if run.metadata:
+            with restored(run.metadata):
+                value = function(*args, **kwargs)
+        else:
+            value = function(*args, **kwargs)
+        return _succeeded(run, value), None
+    except BaseException as error:
+        return outcome_of(run, error), error
+    finally:
+        current.reset(token)
+
+
+async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
+    """Run a coroutine task on this event loop, cancelled when its time is over."""
+    token = current.set(run)
+    try:
+        args, kwargs = payload.decode_arguments(run.claim.args)
+    except InvalidPayload as error:
+        current.reset(token)
+        return Undecodable(error=describe(error)), error
+    try:
+        if run.task.takes_context:
+            args.insert(0, await asyncio.to_thread(results.context_of, run))
+        remaining = run.remaining
+        with restored(run.metadata):
+            try:
+                async with asyncio.timeout(None if remaining is None else remaining.total_seconds()) as limit:
+                    value = await run.task.func(*args, **kwargs)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                return timed_out(run), None
+        return _succeeded(run, value), None
+    except BaseException as error:
+        return outcome_of(run, error), error
+    finally:
+        current.reset(token)
+
+
+def _succeeded(run: Run, value: Any) -> Outcome:
+    if value is None:
+        return Succeeded()
+    return Succeeded(payload.encode_value(value, limit=run.options.max_result_bytes))
+
+
+def timed_out(run: Run) -> Outcome:
+    """Return the outcome of an attempt whose time is over."""
+    if run.budget_at is not None and clock.now() >= run.budget_at:
+        return BudgetOver(error=describe(BudgetExceeded(f"the budget ended at {run.budget_at.isoformat()}")))
+    error = TaskTimeout(f"attempt {run.attempt} ran longer than {run.timeout or 0:g} seconds")
+    return TimedOut(error=describe(error), retry_in=_backoff(run, error))
+
+
+def outcome_of(run: Run, error: BaseException) -> Outcome:  # noqa: PLR0911 - one line per way to leave
+    """Return the outcome of an attempt that raised."""
+    match error:
+        case Snooze(delay=delay):
+            return Snoozed(delay)
+        case Retry(delay=delay):
+            wait = _backoff(run, error) if delay is None else delay
+            return Failed(error=describe(error), retry_in=wait)
+        case GiveUp():
+            return GaveUp(error=describe(error))
+        case Cancel():
+            return Cancelled(clean_text(str(error), 300))
+        case BudgetExceeded():
+            return BudgetOver(error=describe(error))
+        case TaskTimeout():
+            return TimedOut(error=describe(error), retry_in=_backoff(run, error))
+        case asyncio.CancelledError() if run.interrupted:
+            return Interrupted()
+        case asyncio.CancelledError() if run.cancelled:
+            return Cancelled("cancel requested")
+        case InvalidPayload() if not run.interrupted and _is_from_result(error):
+            return Undecodable(error=describe(error))
+    if _is_crash(error, run.options.crash_exceptions):
+        return Crashed(error=describe(error))
+    return Failed(error=describe(error), retry_in=_backoff(run, error))
+
+
+def _is_from_result(error: BaseException) -> bool:
+    """Return whether encoding the returned value failed, not some enqueue inside the task."""
+    frame = error.__traceback__
+    return frame is not None and frame.tb_next is not None and frame.tb_next.tb_frame.f_code is _succeeded.__code__
+
+
+def _is_crash(error: BaseException, listed: tuple[str, ...]) -> bool:
+    if isinstance(error, asyncio.CancelledError):
+        return False
+    if not isinstance(error, Exception) or isinstance(error, MemoryError | RecursionError):
+        return True
+    return bool(listed) and any(error_class_path(kind) in listed for kind in type(error).__mro__)
+
+
+def _backoff(run: Run, error: BaseException) -> float | None:
+    """Return the seconds to wait, or None for "do not retry"; a callable that fails counts as the default curve."""
+    backoff: Curve | Callable[[BaseException, Any], float | None] = run.behaviour.backoff
+    if isinstance(backoff, Curve):
+        return backoff.delay(run.attempt, random.random())
+    try:
+        result = results.context_of(run).task_result
+        wait = backoff(error, result)
+        return None if wait is None else max(float(wait), 0.0)
+    except Exception as failure:
+        error.add_note(f"The backoff of this task failed too: {error_class_path(failure)}: {failure}")
+        return conf.Options().backoff.delay(run.attempt, random.random())  # type: ignore[no-any-return]
+
+
+def describe(error: BaseException) -> ErrorInfo:
+    """Return what is kept of an exception, fit for every database."""
+    path = error_class_path(error)
+    try:
+        message = str(error)
+    except Exception as failure:
+        message = f"<no message: str() raised {type(failure).__name__}>"
+    try:
+        text = "".join(traceback.format_exception(error, chain=True))
+    except Exception as failure:
+        text = f"{path}: {message}\n<no traceback: formatting raised {type(failure).__name__}>"
+    frames = traceback.extract_tb(error.__traceback__, limit=-1) if error.__traceback__ else []
+    place = f"{frames[-1].filename}:{frames[-1].name}" if frames else ""
+    return ErrorInfo(
+        class_path=clean_text(path, 200),
+        message=clean_text(message, 10_000),
+        traceback=clean_text(text),
+        fingerprint=fingerprint(path, message, place),
+    )
+
+
+def run_immediately(result: Any, *, sender: type[Any]) -> None:
+    """
+    Run the task of a new result in this thread and write into the result how it ended.
+
+    The signals of ``django.tasks`` are sent on the way; KeyboardInterrupt passes through.
+    """
+    from django_taskq.compat import contract_of
+
+    contract = contract_of(result.task)
+    status = contract.base.TaskResultStatus
+
+    def put(**values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(result, name, value)
+
+    now = clock.now()
+    result.worker_ids.append("immediate")
+    put(status=status.RUNNING, state="running", started_at=now, last_attempted_at=now)
+    contract.signals.task_started.send(sender=sender, task_result=result)
+    try:
+        args = [contract.base.TaskContext(task_result=result)] if result.task.takes_context else []
+        value = result.task.call(*args, *result.args, **result.kwargs)
+        text = payload.encode_value(value, limit=conf.options().max_result_bytes)
+        put(_return_value=payload.decode_value(text))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        found = describe(error)
+        result.errors.append(
+            contract.base.TaskError(exception_class_path=found.class_path, traceback=found.traceback)
+        )
+        put(status=status.FAILED, state="dead", finished_at=clock.now())
+        contract.signals.task_finished.send(sender, task_result=result)
+    else:
+        put(status=status.SUCCESSFUL, state="succeeded", finished_at=clock.now())
+        contract.signals.task_finished.send(sender, task_result=result)

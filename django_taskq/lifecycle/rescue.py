@@ -1,0 +1,86 @@
+"""
+Settle the tasks of workers that fell silent.
+
+A lost worker is one more outcome: the same decision, the same write, fenced by
+the dead worker's own leases. Whoever is late, the rescuer or the worker that
+woke up again, matches no row.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django_taskq import clock, events
+from django_taskq.domain import lease as leases
+from django_taskq.domain.outcomes import ErrorInfo, Lost, fingerprint
+from django_taskq.lifecycle.settle import Ended, settle
+from django_taskq.models import Task, Worker
+from django_taskq.store import workers as store
+from django_taskq.store.rows import Claim
+from django_taskq.store.vendors import vendor_for
+from django_taskq.store.vendors.base import CLAIM_FIELDS
+
+__all__ = ["rescue", "rescue_worker"]
+
+CHUNK = 1000
+
+
+def rescue(alias: str, *, now: datetime) -> int:
+    """Declare silent workers dead and settle all they held; return how many tasks that were."""
+    count = 0
+    for worker in store.silent(alias, now=now):
+        if store.declare_dead(alias, worker):
+            if events.wanted(events.WorkerLost):
+                events.emit(events.WorkerLost(worker_id=worker.pk, name=worker.name, alias=alias))
+            count += rescue_worker(alias, worker.pk, now=now)
+    # A rescuer that died half-way leaves rows of a worker that is dead already, or whose row is gone.
+    for worker_id in _orphans(alias):
+        count += rescue_worker(alias, worker_id, now=now)
+    return count
+
+
+def _orphans(alias: str) -> list[int]:
+    """Return ids of workers that hold tasks although they are dead or unknown, without reading every lease."""
+    held = Task.objects.using(alias).filter(lease__isnull=False).order_by("lease").values_list("lease", flat=True)
+    alive = set(Worker.objects.using(alias).exclude(state=Worker.State.DEAD).values_list("pk", flat=True))
+    found: list[int] = []
+    lease = held.first()
+    while lease is not None:
+        worker_id = leases.worker_of(lease)
+        if worker_id not in alive:
+            found.append(worker_id)
+        lease = held.filter(lease__gt=leases.span_of(worker_id)[1]).first()
+    return found
+
+
+def rescue_worker(alias: str, worker_id: int, *, now: datetime) -> int:
+    """Settle everything a dead worker held as lost; return how many tasks that were."""
+    low, high = leases.span_of(worker_id)
+    vendor = vendor_for(alias)
+    held = Task.objects.using(alias).filter(lease__gte=low, lease__lte=high).order_by("lease")
+    count = 0
+    while True:
+        rows = list(held.values_list(*CLAIM_FIELDS, "lease", "started_at")[:CHUNK])
+        if not rows:
+            return count
+        ended = clock.timestamp()
+        batch = [
+            Ended(
+                Claim(vendor.key_of(row[0]), *row[1:16]),
+                Lost(error=_lost(worker_id)),
+                None if row[16] is None else row[16].timestamp(),
+                ended,
+            )
+            for row in rows
+        ]
+        settled = settle(batch, alias=alias, worker_id=0, now=now)
+        count += settled.count
+        if not settled.count:
+            # Somebody else rescues the same rows; what is left is theirs.
+            return count
+
+
+def _lost(worker_id: int) -> ErrorInfo:
+    path = "django_taskq.exceptions.WorkerLost"
+    message = f"worker {worker_id} stopped beating while it held the task"
+    return ErrorInfo(class_path=path, message=message, traceback="", fingerprint=fingerprint(path, message, ""))

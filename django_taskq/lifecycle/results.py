@@ -1,0 +1,374 @@
+"""
+Task results and contexts: how a row looks to users of ``django.tasks``.
+
+The four statuses of the contract hide our states; ``result.state`` shows them.
+Results are of the kind the task is of: Django's own or the backport's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from asgiref.sync import sync_to_async
+
+from django_taskq import clock
+from django_taskq.compat import Contract, contract_of, primary
+from django_taskq.domain import payload
+from django_taskq.domain.states import DeadReason, State, status_name
+from django_taskq.exceptions import InvalidPayload, ResultNotReady, WaitTimeout
+from django_taskq.lifecycle import context as contexts
+from django_taskq.models import Attempt, FinishedTask, Task
+from django_taskq.store import tasks as store
+from django_taskq.store.rows import Claim
+
+__all__ = ["TaskContext", "new_result", "result_of_claim", "result_of_row"]
+
+_WAIT_FIRST, _WAIT_MOST = 0.005, 0.25
+
+
+class ResultMethods:
+    """What our results can do beyond the contract."""
+
+    __slots__ = ()
+
+    def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """
+        Wait until the task has ended and return this result, refreshed.
+
+        ``timeout`` is in seconds. Raise WaitTimeout when it is over. Inside an open transaction
+        on a database with snapshots (REPEATABLE READ) an end cannot be seen: wait outside of one.
+        """
+        for pause in _pauses(timeout):
+            self.refresh()  # type: ignore[attr-defined]  # of the contract's class
+            if self.is_finished:  # type: ignore[attr-defined]
+                return self
+            if pause is None:
+                break
+            time.sleep(pause)
+        raise WaitTimeout(f"task {self.id} had not ended after {timeout} seconds")  # type: ignore[attr-defined]
+
+    async def await_(self, timeout: float | timedelta | None = None) -> Any:
+        """Do what ``wait`` does, without blocking the event loop."""
+        for pause in _pauses(timeout):
+            await self.arefresh()  # type: ignore[attr-defined]
+            if self.is_finished:  # type: ignore[attr-defined]
+                return self
+            if pause is None:
+                break
+            await asyncio.sleep(pause)
+        raise WaitTimeout(f"task {self.id} had not ended after {timeout} seconds")  # type: ignore[attr-defined]
+
+    def get(self, timeout: float | timedelta | None = None) -> Any:
+        """Wait for the end and return the value. Raise WaitTimeout, or ResultNotReady if the task did not succeed."""
+        return _value(self.wait(timeout))
+
+    async def aget(self, timeout: float | timedelta | None = None) -> Any:
+        """Do what ``get`` does, without blocking the event loop."""
+        return _value(await self.await_(timeout))
+
+    def cancel(self, *, reason: str = "", actor: str = "api") -> bool:
+        """
+        Cancel the task: at once if it waits, by asking it if it runs.
+
+        Return whether it is cancelled or was asked; False if it had ended.
+        """
+        from django_taskq.lifecycle import control
+
+        return control.cancel(self.id, reason=reason, actor=actor).count > 0  # type: ignore[attr-defined]
+
+    async def acancel(self, *, reason: str = "", actor: str = "api") -> bool:
+        """Do what ``cancel`` does, without blocking the event loop."""
+        return await sync_to_async(self.cancel)(reason=reason, actor=actor)
+
+
+def _pauses(timeout: float | timedelta | None) -> Any:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    until = None if seconds is None else time.monotonic() + seconds
+    pause = _WAIT_FIRST
+    while True:
+        left = None if until is None else until - time.monotonic()
+        if left is not None and left <= 0:
+            yield None
+            return
+        yield pause if left is None else min(pause, left)
+        pause = min(pause * 1.5, _WAIT_MOST)
+
+
+def _value(result: Any) -> Any:
+    if result.status == "SUCCESSFUL":
+        return result.return_value
+    last = result.errors[-1].exception_class_path if result.errors else result.state
+    raise ResultNotReady(f"task {result.id} is {result.state}: {last}")
+
+
+@lru_cache(maxsize=4)
+def _result_class(contract: Contract) -> type[Any]:
+    base = contract.base.TaskResult
+    refreshed = {*contract.base.TASK_REFRESH_ATTRS, "state"}
+
+    def refresh(self: Any) -> None:
+        """Load what may have changed since."""
+        _copy(self, self.task.get_backend().get_result(self.id), refreshed)
+
+    async def arefresh(self: Any) -> None:
+        """Load what may have changed since, without blocking the event loop."""
+        _copy(self, await self.task.get_backend().aget_result(self.id), refreshed)
+
+    made = dataclass(frozen=True, slots=True, kw_only=True)(
+        type(
+            "DatabaseTaskResult",
+            (ResultMethods, base),
+            {
+                "__annotations__": {"state": "str"},
+                "__module__": __name__,
+                "__doc__": "A task result that is read from the database; ``state`` is the task's own state.",
+                "state": "ready",
+                "refresh": refresh,
+                "arefresh": arefresh,
+                "__reduce__": _reduce,
+            },
+        )
+    )
+    globals()[f"_{contract.name.replace('.', '_')}_result"] = made
+    return made
+
+
+def _copy(to: Any, source: Any, names: set[str]) -> None:
+    for name in names:
+        object.__setattr__(to, name, getattr(source, name))
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    values = {field.name: getattr(self, field.name) for field in fields(self)}
+    return _rebuild, (contract_of(self.task).name, values)
+
+
+def _rebuild(name: str, values: dict[str, Any]) -> Any:
+    returned = values.pop("_return_value", None)
+    found = next((contract for contract in (primary, contract_of(values["task"])) if contract.name == name), primary)
+    result = _result_class(found)(**values)
+    object.__setattr__(result, "_return_value", returned)
+    return result
+
+
+def new_result(
+    task: Any,
+    public_id: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    backend: str,
+    enqueued_at: datetime,
+    state: State = State.READY,
+) -> Any:
+    """Return the result of a task that was just enqueued."""
+    contract = contract_of(task)
+    return _result_class(contract)(
+        task=task,
+        id=public_id,
+        status=contract.base.TaskResultStatus.READY,
+        enqueued_at=enqueued_at,
+        started_at=None,
+        finished_at=None,
+        last_attempted_at=None,
+        args=list(args),
+        kwargs=kwargs,
+        backend=backend,
+        errors=[],
+        worker_ids=[],
+        state=state.name.lower(),
+    )
+
+
+def result_of_row(row: Task | FinishedTask, task: Any, attempts: Sequence[Attempt], *, backend: str) -> Any:
+    """Return the result that shows a stored task. Damaged arguments show as none."""
+    contract = contract_of(task)
+    error = contract.base.TaskError
+    try:
+        args, kwargs = row.arguments
+    except InvalidPayload:
+        args, kwargs = [], {}
+    counted = [attempt for attempt in attempts if attempt.outcome != "interrupted"]
+    workers = [str(attempt.worker_id) for attempt in counted]
+    errors = [
+        error(exception_class_path=attempt.error_class, traceback=attempt.traceback)
+        for attempt in counted
+        if attempt.error_class
+    ]
+    finished_at = getattr(row, "finished_at", None)
+    is_last_recorded = bool(counted) and counted[-1].number >= row.attempt
+    if row.worker_id is not None and not is_last_recorded and row.attempt:
+        workers.append(str(row.worker_id))
+    if row.state in (State.DEAD, State.CANCELLED) and not (errors and row.state == State.DEAD):
+        errors.append(error(exception_class_path=_synthetic(row), traceback=""))
+    starts = [attempt.started_at for attempt in counted if attempt.started_at is not None]
+    result = _result_class(contract)(
+        task=task,
+        id=str(row.pk),
+        status=contract.base.TaskResultStatus[status_name(row.state)],
+        enqueued_at=row.created_at,
+        started_at=min([*starts, *([row.started_at] if row.started_at else [])], default=None),
+        finished_at=finished_at,
+        last_attempted_at=row.started_at,
+        args=args,
+        kwargs=kwargs,
+        backend=backend,
+        errors=errors,
+        worker_ids=workers,
+        state=State(row.state).name.lower(),
+    )
+    if isinstance(row, FinishedTask):
+        object.__setattr__(result, "_return_value", row.result_value)
+    return result
+
+
+_REASON_ERRORS = {
+    DeadReason.BUDGET: "django_taskq.exceptions.BudgetExceeded",
+    DeadReason.UNKNOWN_TASK: "django_taskq.exceptions.UnknownTask",
+    DeadReason.UNDECODABLE: "django_taskq.exceptions.InvalidPayload",
+    DeadReason.GAVE_UP: "django_taskq.exceptions.GiveUp",
+}
+
+
+def _synthetic(row: Task | FinishedTask) -> str:
+    """Return the path of an importable exception that stands for an end without one."""
+    if row.state == State.CANCELLED:
+        return "django_taskq.exceptions.TaskCancelled"
+    return _REASON_ERRORS.get(getattr(row, "reason", None) or "", "django_taskq.exceptions.TaskqError")  # type: ignore[call-overload,no-any-return]
+
+
+def result_of_claim(
+    claim: Claim,
+    task: Any,
+    public_id: str,
+    *,
+    alias: str,
+    status: str,
+    started: float | None,
+    finished: float | None = None,
+    error: tuple[str, str] | None = None,
+    value: str | None = None,
+) -> Any:
+    """
+    Return the result of a claimed task, from the claim alone where it is the first attempt.
+
+    ``error`` is (class path, traceback), ``value`` the JSON text of the return value.
+    """
+    contract = contract_of(task)
+    make_error = contract.base.TaskError
+    try:
+        args, kwargs = payload.decode_arguments(claim.args)
+    except InvalidPayload:
+        args, kwargs = [], {}
+    earlier = store.attempts_of(alias, store.to_uuid(public_id)) if claim.attempt > 1 else []  # type: ignore[arg-type]
+    earlier = [attempt for attempt in earlier if attempt.number < claim.attempt and attempt.outcome != "interrupted"]
+    errors = [
+        make_error(exception_class_path=attempt.error_class, traceback=attempt.traceback)
+        for attempt in earlier
+        if attempt.error_class
+    ]
+    if error is not None:
+        errors.append(make_error(exception_class_path=error[0], traceback=error[1]))
+    started_at = None if started is None else clock.from_timestamp(started)
+    first = [attempt.started_at for attempt in earlier if attempt.started_at is not None]
+    result = _result_class(contract)(
+        task=task,
+        id=public_id,
+        status=contract.base.TaskResultStatus[status],
+        enqueued_at=claim.created_at,
+        started_at=min(first) if first else started_at,
+        finished_at=None if finished is None else clock.from_timestamp(finished),
+        last_attempted_at=started_at,
+        args=args,
+        kwargs=kwargs,
+        backend=task.backend,
+        errors=errors,
+        worker_ids=[*(str(attempt.worker_id) for attempt in earlier), str(claim.lease >> 32)],
+        state="running" if finished is None else status.lower(),
+    )
+    object.__setattr__(result, "_return_value", payload.decode_value(value))
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskContext(primary.base.TaskContext):  # type: ignore[misc,name-defined]  # its class is chosen at run time
+    """
+    What a task with ``takes_context`` gets as its first argument, called ``context``.
+
+    ``task_result`` and ``attempt`` are the contract's; the rest is ours.
+    """
+
+    run: contexts.Run
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1."""
+        return self.run.attempt
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task; the same in every attempt, so a good idempotency key."""
+        return self.run.public_id
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the task may have run before: its effects may be there already."""
+        return self.run.attempt > 1
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When this attempt has to be over: the earlier of its timeout and the task's budget."""
+        return self.run.deadline_at
+
+    @property
+    def remaining(self) -> timedelta | None:
+        """The time left until the deadline, never negative."""
+        return self.run.remaining
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this task to stop. Known within one heartbeat."""
+        return self.run.cancelled
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The dict given to ``using(metadata=…)``."""
+        found: dict[str, Any] = self.run.metadata.get("user", {})
+        return found
+
+    @property
+    def log(self) -> contexts.TaskLogger:
+        """A logger whose records carry ``task_id``, ``task`` and ``attempt``."""
+        return contexts.logger_for(self.run)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise TaskCancelled if asked to stop, TaskTimeout or BudgetExceeded when the time is over. Call it often."""
+        self.run.raise_if_cancelled()
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> bool:
+        """Show how far the task is; written at most once a second and at the end. Return whether it was written."""
+        return self.run.progress(done, total, note)
+
+    async def aprogress(self, done: float, total: float | None = None, note: str = "") -> bool:
+        """Do what ``progress`` does, from a coroutine."""
+        return await sync_to_async(self.run.progress)(done, total, note)
+
+    def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Enqueue a task as a child of this one. (Any enqueue inside a task is; this says so.)"""
+        return task.enqueue(*args, **kwargs)
+
+
+def context_of(run: contexts.Run) -> TaskContext:
+    """Return the context for a task function."""
+    result = result_of_claim(
+        run.claim, run.task, run.public_id, alias=run.alias, status="RUNNING", started=run.started
+    )
+    return TaskContext(task_result=result, run=run)
+
+

@@ -1,0 +1,281 @@
+"""
+Write how attempts ended, together with everything that follows from it.
+
+One transaction for all that gathered: rows moved or put back, attempts kept,
+statistics added. Each write is fenced by its lease, so the same batch may be
+written again when the answer of a commit was lost: it then matches no row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import transaction
+
+from django_taskq import clock, events
+from django_taskq.domain import lease as leases
+from django_taskq.domain import payload
+from django_taskq.domain.outcomes import Interrupted, Lost, Outcome, Snoozed, Unknown
+from django_taskq.domain.states import FINAL, State
+from django_taskq.domain.transitions import Facts, Transition, decide
+from django_taskq.models.stats import BUCKETS_MS
+from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
+from django_taskq.store.vendors import vendor_for
+from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
+
+__all__ = ["Ended", "Settled", "settle"]
+
+_AT = {name: at for at, name in enumerate(STAT_COUNTERS)}
+_RUN, _WAIT = _AT["run_0"], _AT["wait_0"]
+_SUCCEEDED, _RUN_MS, _WAIT_MS = _AT["succeeded"], _AT["run_ms"], _AT["wait_ms"]
+
+
+class Ended(NamedTuple):
+    """An attempt that ended. ``started`` and ``ended`` are seconds since 1970; ``started`` None: not begun."""
+
+    claim: Claim
+    outcome: Outcome
+    started: float | None
+    ended: float
+    keep: float | None = None
+    exception: BaseException | None = None
+    cancelled: bool = False
+
+
+class Settled(NamedTuple):
+    """What a settlement wrote: how many rows, which were refused, and how many went back to ready at once."""
+
+    count: int
+    refused: Sequence[Ended]
+    ready_again: int
+
+
+def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime) -> Settled:
+    """
+    Write how each attempt of the batch ended, in one transaction, then emit the events.
+
+    What lost its lease is left alone and returned as refused. Database errors
+    are the caller's: nothing was written, or all of it.
+    """
+    vendor = vendor_for(alias)
+    decided = [(ended, decide(_facts(ended), ended.outcome, now=now)) for ended in batch]
+    held = vendor.retrying(lambda: _write(vendor, decided, worker_id))
+    refused = [ended for ended in batch if ended.claim.key not in held]
+    again = sum(
+        transition.state == State.READY and ended.claim.key in held for ended, transition in decided
+    )
+    if vendor.connection.in_atomic_block:
+        transaction.on_commit(lambda: _emit(decided, held, refused, alias, vendor), using=alias, robust=True)
+    else:
+        _emit(decided, held, refused, alias, vendor)
+    return Settled(len(batch) - len(refused), refused, again)
+
+
+def _facts(ended: Ended) -> Facts:
+    claim = ended.claim
+    return Facts(
+        attempt=claim.attempt,
+        max_attempts=claim.max_attempts,
+        ack=claim.ack,
+        deadline_at=claim.deadline_at,
+        cancel_requested=claim.cancel or ended.cancelled,
+    )
+
+
+def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int) -> set[Any]:
+    endings: list[Ending] = []
+    returns: list[Again] = []
+    for ended, transition in decided:
+        if transition.state in FINAL:
+            endings.append(_ending(ended, transition))
+        else:
+            returns.append(_again(ended, transition))
+    with vendor.atomic():
+        held = vendor.finish(endings) if endings else set()
+        if returns:
+            held = held | vendor.put_back(returns)
+        mine = [pair for pair in decided if pair[0].claim.key in held] if len(held) < len(decided) else decided
+        recorded = [_attempt_row(ended, transition) for ended, transition in mine if transition.record is not None]
+        if recorded:
+            vendor.record_attempts(recorded)
+        sums = _sums(mine, worker_id)
+        if sums:
+            vendor.add_stats(sums)
+    return held
+
+
+def _ending(ended: Ended, transition: Transition) -> Ending:
+    error = transition.error
+    return Ending(
+        ended.claim.key,
+        ended.claim.lease,
+        int(transition.state),
+        int(transition.attempt_back),
+        ended.started,
+        ended.ended,
+        transition.result,
+        None if transition.reason is None else transition.reason.value,
+        None if error is None else error.class_path[:200],
+        None if error is None else error.line,
+        None if error is None else error.fingerprint,
+        ended.keep if transition.state == State.SUCCEEDED else None,
+    )
+
+
+def _again(ended: Ended, transition: Transition) -> Again:
+    options = None
+    if isinstance(ended.outcome, Unknown):
+        stored = payload.decode_value(ended.claim.options) or {}
+        options = payload.encode_value({**stored, "unknown_since": ended.outcome.since}, limit=None)
+    return Again(
+        ended.claim.key,
+        ended.claim.lease,
+        int(transition.state),
+        int(transition.attempt_back),
+        None if transition.run_after is None else transition.run_after.timestamp(),
+        options,
+    )
+
+
+def _attempt_row(ended: Ended, transition: Transition) -> AttemptRow:
+    error = transition.error
+    return AttemptRow(
+        ended.claim.key,
+        ended.claim.attempt,
+        leases.worker_of(ended.claim.lease),
+        transition.record or "",
+        ended.started,
+        ended.ended,
+        "" if error is None else error.class_path,
+        "" if error is None else error.message,
+        "" if error is None else error.traceback,
+    )
+
+
+def _sums(
+    decided: Iterable[tuple[Ended, Transition]], worker_id: int
+) -> dict[tuple[datetime, str, str, int], list[int]]:
+    sums: dict[tuple[datetime, str, str, int], list[int]] = {}
+    minutes: dict[int, datetime] = {}
+    for ended, transition in decided:
+        claim = ended.claim
+        if isinstance(ended.outcome, Interrupted | Unknown | Snoozed) and transition.state not in FINAL:
+            continue
+        number = int(ended.ended // 60)
+        minute = minutes.get(number)
+        if minute is None:
+            minute = minutes[number] = clock.from_timestamp(number * 60)
+        key = (minute, claim.queue, claim.name, worker_id)
+        row = sums.get(key)
+        if row is None:
+            row = sums[key] = [0] * len(STAT_COUNTERS)
+        if ended.started is not None:
+            run_ms = (ended.ended - ended.started) * 1000
+            wait_ms = (ended.started - (claim.run_after or claim.created_at).timestamp()) * 1000
+            row[_RUN_MS] += int(run_ms)
+            row[_WAIT_MS] += max(int(wait_ms), 0)
+            row[_RUN + bisect_left(BUCKETS_MS, run_ms)] += 1
+            row[_WAIT + bisect_left(BUCKETS_MS, wait_ms)] += 1
+        if transition.state == State.SUCCEEDED:
+            row[_SUCCEEDED] += 1
+            continue
+        row[_AT["failed"]] += transition.error is not None
+        row[_AT["rescued"]] += isinstance(ended.outcome, Lost)
+        match transition.state:
+            case State.DEAD:
+                row[_AT["dead"]] += 1
+            case State.CANCELLED:
+                row[_AT["cancelled"]] += 1
+            case _:
+                row[_AT["retried"]] += 1
+    return sums
+
+
+def _emit(
+    decided: Sequence[tuple[Ended, Transition]],
+    held: set[Any],
+    refused: Sequence[Ended],
+    alias: str,
+    vendor: Vendor,
+) -> None:
+    wants_success = events.wanted(events.TaskSucceeded)
+    for ended, transition in decided:
+        if ended.claim.key not in held:
+            continue
+        if transition.state == State.SUCCEEDED:
+            if wants_success:
+                events.emit(_success(ended, transition, alias, vendor))
+            continue
+        for event in _told(ended, transition, alias, vendor):
+            events.emit(event)
+    for ended in refused:
+        if events.wanted(events.SettlementRefused):
+            events.emit(
+                events.SettlementRefused(
+                    **_facts_of(ended, alias, vendor),
+                    worker_id=leases.worker_of(ended.claim.lease),
+                    outcome=type(ended.outcome).__name__,
+                )
+            )
+
+
+def _facts_of(ended: Ended, alias: str, vendor: Vendor) -> dict[str, Any]:
+    claim = ended.claim
+    return {
+        "task_id": vendor.public_id(claim.key),
+        "task": claim.name,
+        "queue": claim.queue,
+        "attempt": claim.attempt,
+        "alias": alias,
+    }
+
+
+def _success(ended: Ended, transition: Transition, alias: str, vendor: Vendor) -> events.TaskSucceeded:
+    started = ended.started or ended.ended
+    eligible = (ended.claim.run_after or ended.claim.created_at).timestamp()
+    return events.TaskSucceeded(
+        **_facts_of(ended, alias, vendor),
+        worker_id=leases.worker_of(ended.claim.lease),
+        run_seconds=ended.ended - started,
+        wait_seconds=max(started - eligible, 0.0),
+        claim=ended,
+        result=transition.result,
+    )
+
+
+def _told(ended: Ended, transition: Transition, alias: str, vendor: Vendor) -> Iterable[events.Event]:
+    """Return the events of one transition that is not a success, in order."""
+    facts = _facts_of(ended, alias, vendor)
+    worker_id = leases.worker_of(ended.claim.lease)
+    run_seconds = 0.0 if ended.started is None else ended.ended - ended.started
+    if isinstance(ended.outcome, Lost):
+        yield events.TaskRescued(**facts, worker_id=worker_id)
+    if transition.error is not None:
+        yield events.TaskFailed(
+            **facts,
+            worker_id=worker_id,
+            outcome=transition.record or "",
+            run_seconds=run_seconds,
+            error=transition.error,
+        )
+    match transition.state:
+        case State.DEAD:
+            yield events.TaskDead(
+                **facts,
+                reason=transition.reason.value if transition.reason else "",
+                run_seconds=run_seconds,
+                error=transition.error,
+                exception=ended.exception,
+                claim=ended,
+            )
+        case State.CANCELLED:
+            yield events.TaskCancelled(**facts, claim=ended, exception=ended.exception)
+        case _ if transition.error is not None:
+            yield events.TaskRetried(**facts, run_after=transition.run_after)
+        case _ if isinstance(ended.outcome, Snoozed):
+            yield events.TaskSnoozed(**facts, run_after=transition.run_after)
+        case _ if isinstance(ended.outcome, Interrupted) and ended.outcome.started:
+            yield events.TaskInterrupted(**facts, worker_id=worker_id)

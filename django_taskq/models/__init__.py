@@ -1,0 +1,22 @@
+"""The tables: fields, constraints, indexes and read-only properties. Rows are written in ``store`` only."""
+
+from django_taskq.models.control import AuditEntry, Duty
+from django_taskq.models.queues import Queue, TaskType
+from django_taskq.models.stats import Snapshot, Stat
+from django_taskq.models.tasks import Attempt, DeadTask, FinishedTask, Progress, Task
+from django_taskq.models.workers import Worker
+
+__all__ = [
+    "Attempt",
+    "AuditEntry",
+    "DeadTask",
+    "Duty",
+    "FinishedTask",
+    "Progress",
+    "Queue",
+    "Snapshot",
+    "Stat",
+    "Task",
+    "TaskType",
+    "Worker",
+]

@@ -1,0 +1,1 @@
+"""Listeners. Nothing below knows that they exist."""

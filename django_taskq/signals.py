@@ -1,0 +1,56 @@
+"""
+Django signals, one per event of ``events.py``.
+
+Each is sent after the commit that made the event true, with ``sender`` the
+event's class and ``event`` the event. They are sent with ``send_robust``: a
+receiver that fails is logged and hurts nobody. Order and multiplicity are
+stated in the reference, under "Events".
+"""
+
+from __future__ import annotations
+
+from django.dispatch import Signal
+
+__all__ = [
+    "enqueue_rejected",
+    "queue_paused",
+    "queue_resumed",
+    "settlement_refused",
+    "task_cancelled",
+    "task_dead",
+    "task_discarded",
+    "task_enqueued",
+    "task_failed",
+    "task_interrupted",
+    "task_replayed",
+    "task_rescued",
+    "task_retried",
+    "task_snoozed",
+    "task_started",
+    "task_succeeded",
+    "tasks_pruned",
+    "worker_lost",
+    "worker_started",
+    "worker_stopped",
+]
+
+task_enqueued = Signal()
+task_started = Signal()
+task_succeeded = Signal()
+task_failed = Signal()
+task_retried = Signal()
+task_snoozed = Signal()
+task_interrupted = Signal()
+task_rescued = Signal()
+task_dead = Signal()
+task_cancelled = Signal()
+task_replayed = Signal()
+task_discarded = Signal()
+settlement_refused = Signal()
+enqueue_rejected = Signal()
+worker_started = Signal()
+worker_stopped = Signal()
+worker_lost = Signal()
+queue_paused = Signal()
+queue_resumed = Signal()
+tasks_pruned = Signal()

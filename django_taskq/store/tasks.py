@@ -1,0 +1,194 @@
+"""Single tasks: find, cancel, replay, discard, move to the dead letters; progress of a running one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+
+from django_taskq.domain import payload
+from django_taskq.domain.states import DeadReason, State
+from django_taskq.domain.transitions import after_replay
+from django_taskq.models import Attempt, AuditEntry, FinishedTask, Progress, Task
+from django_taskq.models.tasks import TaskRow
+from django_taskq.store.vendors import vendor_for
+from django_taskq.store.vendors.base import CARRIED
+
+__all__ = [
+    "attempts_of",
+    "audit",
+    "discard",
+    "end_waiting",
+    "find",
+    "find_many",
+    "replay",
+    "request_cancel",
+    "save_progress",
+    "to_uuid",
+]
+
+
+def to_uuid(public_id: object) -> uuid.UUID | None:
+    """Return the UUID that a public id stands for, None for anything malformed."""
+    if isinstance(public_id, uuid.UUID):
+        return public_id
+    try:
+        return uuid.UUID(str(public_id))
+    except ValueError:
+        return None
+
+
+def find(alias: str, public_id: object) -> Task | FinishedTask | None:
+    """Return a task, live or finished. A malformed id is not found."""
+    key = to_uuid(public_id)
+    if key is None:
+        return None
+    # A task may move between the two looks, in either direction (a settle, a replay): look at the first again.
+    for model in (Task, FinishedTask, Task):
+        row: Task | FinishedTask | None = model._default_manager.using(alias).filter(pk=key).first()  # type: ignore[assignment]
+        if row is not None:
+            return row
+    return None
+
+
+def find_many(alias: str, public_ids: Sequence[object]) -> dict[object, Task | FinishedTask]:
+    """Return those of the tasks that exist, by the id as given."""
+    keys = {public_id: key for public_id in public_ids if (key := to_uuid(public_id)) is not None}
+    live = Task.objects.using(alias).in_bulk(list(keys.values()))
+    rest = [key for key in keys.values() if key not in live]
+    ended = FinishedTask.objects.using(alias).in_bulk(rest) if rest else {}
+    found = {public_id: live.get(key) or ended.get(key) for public_id, key in keys.items()}
+    return {public_id: row for public_id, row in found.items() if row is not None}
+
+
+def attempts_of(alias: str, key: uuid.UUID) -> list[Attempt]:
+    """Return the recorded attempts of a task, oldest first."""
+    return list(Attempt.objects.using(alias).filter(task_id=key).order_by("id"))
+
+
+def _finished(row: dict[str, Any], *, state: State, reason: DeadReason | None, now: datetime) -> FinishedTask:
+    return FinishedTask(**row, state=int(state), finished_at=now, reason=reason)
+
+
+def end_waiting(
+    alias: str,
+    keys: Sequence[uuid.UUID],
+    *,
+    state: State,
+    now: datetime,
+    reason: DeadReason | None = None,
+    error_line: str | None = None,
+) -> list[FinishedTask]:
+    """
+    End tasks that nobody runs; return those that were ended.
+
+    A task that is claimed at the same moment is either ended here or left to its worker, never both.
+    """
+    vendor = vendor_for(alias)
+
+    def work() -> list[FinishedTask]:
+        with vendor.atomic():
+            live = Task.objects.using(alias).filter(pk__in=keys).exclude(state=State.RUNNING).order_by("pk")
+            if vendor.connection.features.has_select_for_update:
+                live = live.select_for_update()
+            rows = [
+                _finished(row, state=state, reason=reason, now=now)
+                for row in live.values(*CARRIED, "attempt", "started_at")
+            ]
+            for row in rows:
+                row.error_line = error_line
+            FinishedTask.objects.using(alias).bulk_create(rows)
+            Task.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
+            return rows
+
+    return vendor.retrying(work)
+
+
+def request_cancel(alias: str, keys: Sequence[uuid.UUID]) -> int:
+    """Ask running tasks to stop; return how many rows carry the request now."""
+    running = Task.objects.using(alias).filter(pk__in=keys, state=State.RUNNING)
+    return vendor_for(alias).retrying(lambda: running.update(cancel=True))
+
+
+def replay(alias: str, keys: Sequence[uuid.UUID], *, now: datetime, attempts: int | None = None) -> list[Task]:
+    """
+    Send dead and cancelled tasks back as ready, under the same ids; return the live rows.
+
+    The attempt number goes on where it was, with ``attempts`` more allowed (as
+    many as the task had, without). Its budget starts anew; an expiry is lifted.
+    Two replays at once send a task back once.
+    """
+    vendor = vendor_for(alias)
+
+    def work() -> list[Task]:
+        with vendor.atomic():
+            ended = FinishedTask.objects.using(alias).filter(pk__in=keys).exclude(state=State.SUCCEEDED).order_by("pk")
+            if vendor.connection.features.has_select_for_update:
+                ended = ended.select_for_update()
+            rows = [_live_again(row, attempts, now) for row in ended]
+            Task.objects.using(alias).bulk_create(rows)
+            FinishedTask.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
+            return rows
+
+    return vendor.retrying(work)
+
+
+_CARRIED_BACK = ("id", "queue", "rank", "ack", "created_at", "name", "args", "metadata", "parent_id")
+
+
+def _live_again(row: FinishedTask, attempts: int | None, now: datetime) -> Task:
+    values = row.option_values
+    # How many attempts the task is worth, before replays added to its maximum.
+    worth = values.setdefault("attempts", row.max_attempts)
+    budget = values.get("max_time")
+    carried = {name: getattr(row, name) for name in _CARRIED_BACK}
+    return Task(
+        **carried,
+        options=payload.encode_value(values, limit=None),
+        state=int(after_replay(row.state)),
+        attempt=row.attempt,
+        max_attempts=row.attempt + (attempts or worth),
+        replays=row.replays + 1,
+        run_after=now,
+        started_at=row.started_at,
+        deadline_at=None if budget is None else now + timedelta(seconds=budget),
+    )
+
+
+def discard(alias: str, keys: Sequence[uuid.UUID], *, now: datetime) -> list[uuid.UUID]:
+    """Give dead tasks up: they stay dead, but leave the list of dead letters. Return the ids that changed."""
+    open_ = FinishedTask.objects.using(alias).filter(pk__in=keys, state=State.DEAD, resolved_at__isnull=True)
+    vendor = vendor_for(alias)
+    changed: list[uuid.UUID] = []
+    for key in list(open_.values_list("pk", flat=True)):
+        if vendor.retrying(lambda key=key: open_.filter(pk=key).update(resolved_at=now)):  # type: ignore[misc]
+            changed.append(key)
+    return changed
+
+
+def save_progress(
+    alias: str, public_id: str, *, done: float, total: float | None, note: str, now: datetime
+) -> None:
+    """Store how far a running task is."""
+    Progress.objects.using(alias).update_or_create(
+        task_id=to_uuid(public_id), defaults={"done": done, "total": total, "note": note[:200], "at": now}
+    )
+
+
+def audit(
+    alias: str,
+    *,
+    actor: str,
+    action: str,
+    now: datetime,
+    reason: str = "",
+    target: str = "",
+    rows: Sequence[TaskRow] = (),
+    detail: dict[str, Any] | None = None,
+) -> None:
+    """Record who did what and why, one entry per task, or one for ``target``."""
+    shared = {"at": now, "actor": actor[:150], "action": action, "reason": reason[:300], "detail": detail or {}}
+    entries = [AuditEntry(**shared, task_id=row.pk, target=row.name[:200]) for row in rows]
+    AuditEntry.objects.using(alias).bulk_create(entries or [AuditEntry(**shared, target=target[:200])], batch_size=500)

@@ -1,0 +1,217 @@
+"""
+MySQL and MariaDB: claim in two steps at READ COMMITTED, ids as ``binary(16)``.
+
+Its surprise: the claim names its index. Under FOR UPDATE a sort locks every
+candidate, and SKIP LOCKED then hides all of them from the other workers.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from django.utils import timezone
+
+from django_taskq import clock
+from django_taskq.domain.states import State
+from django_taskq.models import FinishedTask, Stat, Task
+from django_taskq.store.rows import Again, Claim, Ending, NewTask
+from django_taskq.store.vendors.base import CARRIED, STAT_COUNTERS, Vendor
+
+__all__ = ["MySQL"]
+
+TASK = f"`{Task._meta.db_table}`"
+FINISHED = f"`{FinishedTask._meta.db_table}`"
+STAT = f"`{Stat._meta.db_table}`"
+
+_CLAIMED = (
+    "id, queue, `rank`, attempt + 1, max_attempts, ack, name, args, options, metadata,"
+    " run_after, created_at, deadline_at, expires_at, cancel"
+)
+_CLAIM = f"""
+SELECT {_CLAIMED} FROM {TASK} FORCE INDEX (taskq_task_claim)
+WHERE queue = %s AND state = {State.READY:d} ORDER BY `rank`, id LIMIT %s FOR UPDATE SKIP LOCKED
+"""
+# Only within one rank: a comparison of pairs would make the optimizer sort, and so lock, the whole queue.
+_CLAIM_RESUMED = _CLAIM.replace("ORDER BY", "AND `rank` = %s AND id > %s ORDER BY")
+_TAKE = f"UPDATE {TASK} SET state = {State.RUNNING:d}, attempt = attempt + 1, lease = %s, started_at = %s WHERE id IN "
+_MOVED = ", ".join(f"`{name}`" for name in CARRIED)
+_HELD = f"SELECT id, lease FROM {TASK} WHERE id IN %s FOR UPDATE"
+_FINISH = f"""
+INSERT INTO {FINISHED} ({_MOVED}, state, attempt, started_at, finished_at,
+    result, reason, error_class, error_line, fingerprint, delete_at)
+SELECT {", ".join(f"t.`{name}`" for name in CARRIED)}, j.state, t.attempt - j.back,
+    coalesce(j.started, t.started_at), j.finished, j.result, j.reason, j.kind, j.line, j.print, j.gone
+FROM JSON_TABLE(%s, '$[*]' COLUMNS (
+    h CHAR(32) PATH '$[0]', state SMALLINT PATH '$[1]', back SMALLINT PATH '$[2]', started DATETIME(6) PATH '$[3]',
+    finished DATETIME(6) PATH '$[4]', result LONGTEXT PATH '$[5]', reason VARCHAR(20) PATH '$[6]',
+    kind VARCHAR(200) PATH '$[7]', line VARCHAR(300) PATH '$[8]', print VARCHAR(16) PATH '$[9]',
+    gone DATETIME(6) PATH '$[10]')) j
+JOIN {TASK} t ON t.id = UNHEX(j.h)
+"""
+_PUT_BACK = f"""
+UPDATE {TASK} SET state = %s, lease = NULL, attempt = attempt - %s,
+    run_after = coalesce(%s, run_after), options = coalesce(%s, options)
+WHERE id = %s AND lease = %s
+"""
+_INSERT = (
+    f"INSERT INTO {TASK} (id, queue, `rank`, state, max_attempts, ack, run_after, created_at, deadline_at, expires_at,"
+    " name, options, metadata, parent_id, args, attempt, replays, cancel) VALUES "
+)
+_ROW = f"({', '.join(['%s'] * 15)}, 0, 0, 0)"
+
+
+class MySQL(Vendor):
+    """MariaDB 10.6 and newer, MySQL 8.0.11 and newer."""
+
+    name = "mysql"
+    skip_locked = True
+    poll_seconds = 0.015
+
+    def key_of(self, public_id: str | uuid.UUID) -> bytes:
+        return (public_id if isinstance(public_id, uuid.UUID) else uuid.UUID(public_id)).bytes
+
+    def public_id(self, key: Any) -> str:
+        return str(uuid.UUID(bytes=key) if isinstance(key, bytes) else key)
+
+    def is_conflict(self, error: BaseException) -> bool:
+        # Deadlock, lock wait timeout.
+        return bool(error.args) and error.args[0] in (1213, 1205)
+
+    def now(self) -> datetime:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT UTC_TIMESTAMP(6)")
+            moment: datetime = cursor.fetchone()[0]
+        return timezone.make_aware(moment, timezone.get_fixed_timezone(0))
+
+    def _stored(self, moment: datetime | None) -> Any:
+        return None if moment is None else self.connection.ops.adapt_datetimefield_value(moment)
+
+    def _stored_timestamp(self, seconds: float | None) -> Any:
+        return None if seconds is None else self._stored(clock.from_timestamp(seconds))
+
+    def _moment(self, value: Any) -> datetime | None:
+        return None if value is None else timezone.make_aware(value, self.connection.timezone)
+
+    # Enqueue
+
+    def insert(self, rows: Sequence[NewTask]) -> None:
+        adapt = self._stored
+        with self.connection.cursor() as cursor:
+            for start in range(0, len(rows), 500):
+                part = rows[start : start + 500]
+                cursor.execute(
+                    _INSERT + ", ".join([_ROW] * len(part)),
+                    [
+                        value
+                        for row in part
+                        for value in (
+                            row.id.to_bytes(16),
+                            row.queue,
+                            row.rank,
+                            int(row.state),
+                            row.max_attempts,
+                            int(row.ack),
+                            adapt(row.run_after),
+                            adapt(row.created_at),
+                            adapt(row.deadline_at),
+                            adapt(row.expires_at),
+                            row.name,
+                            row.options,
+                            row.metadata,
+                            None if row.parent_id is None else row.parent_id.to_bytes(16),
+                            row.args,
+                        )
+                    ],
+                )
+
+    # Claim
+
+    def claim(
+        self, queue: str, limit: int, *, lease: int, now: datetime, after: tuple[int, Any] | None = None
+    ) -> list[Claim]:
+        return self.retrying(lambda: self._claim(queue, limit, lease, now, after))
+
+    def _claim(self, queue: str, limit: int, lease: int, now: datetime, after: tuple[int, Any] | None) -> list[Claim]:
+        moment = self._moment
+        with self.atomic(), self.connection.cursor() as cursor:
+            if after is None:
+                cursor.execute(_CLAIM, (queue, limit))
+            else:
+                cursor.execute(_CLAIM_RESUMED, (queue, *after, limit))
+            rows = cursor.fetchall()
+            if not rows:
+                return []
+            keys = [row[0] for row in rows]
+            cursor.execute(_TAKE + f"({', '.join(['%s'] * len(keys))})", [lease, self._stored(now), *keys])
+        return [
+            Claim(*row[:10], moment(row[10]), moment(row[11]), moment(row[12]), moment(row[13]), bool(row[14]), lease)
+            for row in rows
+        ]
+
+    # Settle
+
+    def finish(self, endings: Sequence[Ending]) -> set[Any]:
+        with self.connection.cursor() as cursor:
+            # In key order, so that two settlements never lock crosswise.
+            cursor.execute(_HELD, (tuple(sorted(ending.key for ending in endings)),))
+            leases = dict(cursor.fetchall())
+            held = [ending for ending in endings if leases.get(ending.key) == ending.lease]
+            if not held:
+                return set()
+            stamp = self._stored_timestamp
+            kept = [
+                (
+                    ending.key.hex(),
+                    int(ending.state),
+                    ending.attempt_back,
+                    None if ending.started is None else str(stamp(ending.started)),
+                    str(stamp(ending.finished)),
+                    ending.result,
+                    ending.reason,
+                    ending.error_class,
+                    ending.error_line,
+                    ending.fingerprint,
+                    None if ending.keep is None else str(stamp(ending.finished + ending.keep)),
+                )
+                for ending in held
+                if ending.keep != 0
+            ]
+            if kept:
+                cursor.execute(_FINISH, (json.dumps(kept),))
+            keys = [ending.key for ending in held]
+            cursor.execute(f"DELETE FROM {TASK} WHERE id IN ({', '.join(['%s'] * len(keys))})", keys)
+        return set(keys)
+
+    def put_back(self, rows: Sequence[Again]) -> set[Any]:
+        kept: set[Any] = set()
+        with self.connection.cursor() as cursor:
+            for row in sorted(rows, key=lambda row: row.key):
+                run_after = self._stored_timestamp(row.run_after)
+                cursor.execute(
+                    _PUT_BACK, (int(row.state), row.attempt_back, run_after, row.options, row.key, row.lease)
+                )
+                if cursor.rowcount:
+                    kept.add(row.key)
+        return kept
+
+    def add_stats(self, sums: dict[tuple[datetime, str, str, int], list[int]]) -> None:
+        columns = ", ".join(STAT_COUNTERS)
+        added = ", ".join(f"{name} = {name} + VALUES({name})" for name in STAT_COUNTERS)
+        marks = "(" + ", ".join(["%s"] * (4 + len(STAT_COUNTERS))) + ")"
+        items = sorted(sums.items())
+        with self.connection.cursor() as cursor:
+            for start in range(0, len(items), 20):
+                part = items[start : start + 20]
+                cursor.execute(
+                    f"INSERT INTO {STAT} (minute, queue, task, worker_id, {columns})"
+                    f" VALUES {', '.join([marks] * len(part))} ON DUPLICATE KEY UPDATE {added}",
+                    [
+                        value
+                        for (minute, *rest), values in part
+                        for value in (self._stored(minute), *rest, *values)
+                    ],
+                )

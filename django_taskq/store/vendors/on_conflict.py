@@ -1,0 +1,34 @@
+"""INSERT … ON CONFLICT, which PostgreSQL and SQLite share to the letter."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django_taskq.models import Stat
+from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
+
+__all__ = ["add_stats_on_conflict"]
+
+STAT = f'"{Stat._meta.db_table}"'
+
+
+def add_stats_on_conflict(vendor: Vendor, sums: dict[tuple[datetime, str, str, int], list[int]]) -> None:
+    """Add sums with ON CONFLICT, which PostgreSQL and SQLite share; in key order, so that no two writers lock crosswise."""
+    columns = ", ".join(STAT_COUNTERS)
+    added = ", ".join(f"{name} = s.{name} + excluded.{name}" for name in STAT_COUNTERS)
+    marks = "(" + ", ".join(["%s"] * (4 + len(STAT_COUNTERS))) + ")"
+    adapt = vendor.connection.ops.adapt_datetimefield_value
+    items = sorted(sums.items())
+    with vendor.connection.cursor() as cursor:
+        for start in range(0, len(items), 20):
+            part = items[start : start + 20]
+            cursor.execute(
+                f"INSERT INTO {STAT} AS s (minute, queue, task, worker_id, {columns})"
+                f" VALUES {', '.join([marks] * len(part))}"
+                f" ON CONFLICT (minute, queue, task, worker_id) DO UPDATE SET {added}",
+                [
+                    value
+                    for (minute, *rest), values in part
+                    for value in (adapt(minute), *rest, *values)
+                ],
+            )

@@ -1,0 +1,67 @@
+"""Workers and their heartbeats: announce, beat, say good-bye, be declared dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from django_taskq.domain import lease as leases
+from django_taskq.models import Task, TaskType, Worker
+from django_taskq.store.vendors import vendor_for
+
+__all__ = ["announce", "announce_task_types", "beat", "cancel_requests", "declare_dead", "forget", "mark_stopping", "silent"]
+
+
+def announce(alias: str, *, now: datetime, **facts: Any) -> int:
+    """Add a heartbeat row and return the worker's id, which was never used before."""
+    row = Worker.objects.using(alias).create(started_at=now, beat_at=now, **facts)
+    return int(row.pk)
+
+
+def beat(alias: str, worker_id: int, *, now: datetime, running: int) -> bool:
+    """Renew all leases of a worker. Return False if it was declared dead: it holds nothing any more."""
+    alive = Worker.objects.using(alias).filter(pk=worker_id).exclude(state=Worker.State.DEAD)
+    return alive.update(beat_at=now, running=running) == 1
+
+
+def mark_stopping(alias: str, worker_id: int) -> None:
+    """Show that a worker claims no more. It goes on beating until it has settled all it holds."""
+    Worker.objects.using(alias).filter(pk=worker_id, state=Worker.State.ALIVE).update(state=Worker.State.STOPPING)
+
+
+def forget(alias: str, worker_id: int) -> None:
+    """Delete the row of a worker that holds nothing any more."""
+    Worker.objects.using(alias).filter(pk=worker_id).delete()
+
+
+def silent(alias: str, *, now: datetime) -> list[Worker]:
+    """Return the workers that have not beaten for longer than their lease, longest silent first."""
+    late = Worker.objects.using(alias).exclude(state=Worker.State.DEAD).order_by("beat_at")
+    # The lease length is each worker's own, so that two releases with other settings get along.
+    return [worker for worker in late if worker.beat_at < now - timedelta(seconds=worker.lease_seconds)]
+
+
+def declare_dead(alias: str, worker: Worker) -> bool:
+    """
+    Take a silent worker's right to beat; return False if it beat, or somebody else was faster.
+
+    From here on none of its writes can match: it cannot renew, and its leases are being rescued.
+    """
+    same = Worker.objects.using(alias).filter(pk=worker.pk, beat_at=worker.beat_at).exclude(state=Worker.State.DEAD)
+    return same.update(state=Worker.State.DEAD) == 1
+
+
+def cancel_requests(alias: str, worker_id: int) -> list[str]:
+    """Return the public ids of this worker's tasks that somebody asked to stop."""
+    low, high = leases.span_of(worker_id)
+    asked = Task.objects.using(alias).filter(lease__gte=low, lease__lte=high, cancel=True)
+    vendor = vendor_for(alias)
+    return [vendor.public_id(key) for key in asked.values_list("id", flat=True)]
+
+
+def announce_task_types(alias: str, types: Mapping[str, str], *, now: datetime) -> None:
+    """Remember task paths and the queue each goes to by default."""
+    rows = [TaskType(name=name, queue=queue, seen_at=now) for name, queue in types.items()]
+    TaskType.objects.using(alias).bulk_create(rows, ignore_conflicts=True)
+    TaskType.objects.using(alias).filter(name__in=list(types)).update(seen_at=now)

@@ -1,0 +1,176 @@
+"""
+What an executor is, and the steps of one attempt that all of them share.
+
+``ExecutorContract`` in ``django_taskq.testing`` holds every executor to what the docstrings here say.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from django.db import close_old_connections, transaction
+
+from django_taskq import clock, conf
+from django_taskq.domain.outcomes import Interrupted, Outcome, Succeeded
+from django_taskq.domain.states import Ack
+from django_taskq.lifecycle import execute, settle
+from django_taskq.lifecycle.context import Run
+from django_taskq.lifecycle.settle import Ended
+from django_taskq.store.rows import Claim
+
+__all__ = ["Caller", "Executor", "Host", "run_one"]
+
+Caller = Callable[[Run], tuple[Outcome, BaseException | None]]
+
+
+class Host(Protocol):
+    """What an executor needs of the worker it belongs to."""
+
+    alias: str
+    options: conf.Options
+
+    def may_start(self, claim: Claim) -> bool:
+        """Return whether the lease of a claim still holds, so that it may be started."""
+
+    def started(self, run: Run) -> None:
+        """Tell that a task function is about to be called."""
+
+    def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
+        """Hand over how an attempt ended; ``settled`` is set once that is written, or refused."""
+
+    def taken(self) -> None:
+        """Tell that a slot took a claim off the waiting line."""
+
+
+class Executor(ABC):
+    """Runs claims in a number of slots."""
+
+    runs_sync = True
+    """Whether it can run plain functions."""
+    can_stop_tasks = False
+    """Whether it can end a task that does not listen."""
+
+    def __init__(self, host: Host, slots: int) -> None:
+        self.host = host
+        self.slots = slots
+
+    @abstractmethod
+    def start(self) -> None:
+        """Make the slots ready to work."""
+
+    @abstractmethod
+    def submit(self, claims: Sequence[Claim]) -> None:
+        """Put claims in line. Does not wait. Each ends in exactly one ``host.ended``, or in ``take_back``."""
+
+    @abstractmethod
+    def in_hand(self) -> int:
+        """Return how many claims wait in line or run."""
+
+    @abstractmethod
+    def take_back(self) -> list[Claim]:
+        """Take the claims out of the line that no slot has begun, and return them."""
+
+    @abstractmethod
+    def cancel(self, run: Run) -> None:
+        """Ask a running task to stop; end it where the executor can."""
+
+    @abstractmethod
+    def stop(self, timeout: float) -> list[Run]:
+        """
+        Let running tasks finish for ``timeout`` seconds, then let go; return those that still ran.
+
+        May be called again. After it no ``host.ended`` comes for what was returned, or it is refused by the lease.
+        """
+
+    def abandon(self, run: Run) -> bool:  # noqa: PLR6301 - an executor that can replace a slot overrides it
+        """Give up on a task that does not come back, and put a fresh slot in its place; return whether it can."""
+        return False
+
+
+def run_one(host: Host, claim: Claim, call: Caller = execute.call) -> None:
+    """Run one claim in this thread from the lease check to the hand-over of its outcome."""
+    if not host.may_start(claim):
+        # Rescued by now, or about to be: starting it could run it twice.
+        host.ended(Ended(claim, Interrupted(started=False), None, clock.timestamp()))
+        return
+    found = execute.prepare(claim, host.options, host.alias)
+    if not isinstance(found, Run):
+        host.ended(Ended(claim, found, None, clock.timestamp()))
+        return
+    close_old_connections()
+    host.started(found)
+    if claim.ack == Ack.ATOMIC:
+        _run_atomic(host, found, call)
+    else:
+        outcome, error = call(found)
+        ended = clock.timestamp()
+        close_old_connections()
+        _hand_over(host, found, outcome, error, ended)
+
+
+def _hand_over(host: Host, run: Run, outcome: Outcome, error: BaseException | None, ended: float) -> None:
+    keep = run.behaviour.keep_result
+    result = Ended(run.claim, outcome, run.started, ended, keep, error, run.cancelled)
+    if run.claim.ack != Ack.NOW:
+        host.ended(result)
+        return
+    settled = threading.Event()
+    host.ended(result, settled=settled)
+    settled.wait()
+
+
+class _NotSettled(Exception):
+    """The task's own writes must not stay: it failed, or its lease was lost."""
+
+
+def _run_atomic(host: Host, run: Run, call: Caller) -> None:
+    """Run the task and write its success in one transaction, on this thread's connection."""
+    outcome: Outcome
+    error: BaseException | None = None
+    ended = 0.0
+    refused = False
+    try:
+        with transaction.atomic(using=host.alias):
+            outcome, error = call(run)
+            ended = clock.timestamp()
+            if not isinstance(outcome, Succeeded):
+                raise _NotSettled
+            mine = Ended(run.claim, outcome, run.started, ended, run.behaviour.keep_result, None, run.cancelled)
+            written = settle.settle(
+                [mine], alias=host.alias, worker_id=run.claim.lease >> 32, now=clock.from_timestamp(ended)
+            )
+            if written.refused:
+                refused = True
+                raise _NotSettled
+    except _NotSettled:
+        pass
+    except Exception as failure:
+        # The commit failed, or the task left the transaction broken: nothing of it stayed.
+        ended, outcome, error = clock.timestamp(), execute.outcome_of(run, failure), failure
+    else:
+        host.ended(Ended(run.claim, outcome, None, ended), settled=_ALREADY)
+        return
+    finally:
+        close_old_connections()
+    if refused:
+        host.ended(Ended(run.claim, outcome, None, ended), settled=_ALREADY)
+        return
+    _hand_over(host, run, outcome, error, ended)
+
+
+# Marks an outcome that is in the database already: the worker only frees the slot.
+_ALREADY = threading.Event()
+_ALREADY.set()
+
+
+def is_written(settled: threading.Event | None) -> bool:
+    """Return whether an outcome was written by the attempt itself."""
+    return settled is _ALREADY
+
+
+def key_of(claim: Claim) -> Any:
+    """Return what identifies one attempt of a task in this worker."""
+    return claim.key, claim.lease

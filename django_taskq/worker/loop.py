@@ -1,0 +1,657 @@
+"""
+The worker: claims tasks, hands them to executors, settles what comes back.
+
+Four threads beside the slots: the claimer keeps a short line in front of the
+slots; the flusher writes whatever ended while its previous write was on its way;
+the heartbeat keeps the leases alive and hears of cancels; the duties do upkeep.
+Its surprise: a worker can lose its identity. Declared dead by another, it drops
+what it holds and goes on under a new id; what it still runs can no longer be settled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, close_old_connections, connections
+
+from django_taskq import clock, conf, events
+from django_taskq.domain.outcomes import Interrupted, Undecodable
+from django_taskq.exceptions import ShutdownTimeout
+from django_taskq.lifecycle import definitions, execute, wake
+from django_taskq.lifecycle.claim import Claimer, parse_queues
+from django_taskq.lifecycle.context import Run
+from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.settle import Ended, settle
+from django_taskq.store import duties as duty_store
+from django_taskq.store import workers as store
+from django_taskq.store.rows import Claim
+from django_taskq.store.vendors import vendor_for
+from django_taskq.worker.executors import Executor, make_executor
+from django_taskq.worker.executors.base import is_written
+from django_taskq.worker.wakeup import Wakeup
+
+__all__ = ["Plan", "Worker"]
+
+logger = logging.getLogger("django_taskq")
+
+FLUSH_MOST = 500
+BACK_PRESSURE = 2000
+# How far ahead of the slots tasks are claimed, in seconds of work.
+PREFETCH_SECONDS = 0.05
+# How long a claimed task may wait in line behind slow ones before it is handed back.
+STALE_SECONDS = 0.5
+_BACKOFF_MOST = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one worker process is to do."""
+
+    alias: str = "default"
+    worker: conf.WorkerOptions = field(default_factory=conf.WorkerOptions)
+    name: str = ""
+    burst: bool = False
+    executor_options: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """
+    One worker process's engine. ``start`` and ``stop`` may be repeated and raced.
+
+    Usable inside any program: ``worker = Worker(); worker.start(); …; worker.stop(); worker.join()``.
+    """
+
+    def __init__(self, plan: Plan | None = None) -> None:
+        self.plan = plan or Plan(worker=conf.options().worker)
+        self.options = conf.options(self.plan.alias)
+        self.alias = database_for(self.options)
+        self.queues = parse_queues(self.plan.worker.queues)
+        self.id = 0
+        self.finished = 0
+        self.failed = 0
+        self.stop_reason = ""
+        self._lock = threading.Lock()
+        self._state = "new"
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+        self._hard = threading.Event()
+        self._ended: SimpleQueue[tuple[Ended, threading.Event | None] | None] = SimpleQueue()
+        self._runs: dict[int, Run] = {}
+        self._mean_seconds = 0.0
+        self._async_share = 0.0
+        self._taken_at = time.monotonic()
+        self._lease_until = 0.0
+        self._offset = timedelta(0)
+        self._written = 0
+        self._started_total = 0
+        self._threads: list[threading.Thread] = []
+        self._wakeup: Wakeup | None = None
+        self._claimer: Claimer | None = None
+        self._sync: Executor | None = None
+        self._async: Executor | None = None
+        self._left: list[Run] = []
+        self._refused = 0
+        self._listeners: list[Callable[[int], None]] = []
+        self._tells_start = True
+        self._born = time.monotonic()
+
+    # Life
+
+    @property
+    def state(self) -> str:
+        """One of "new", "running", "stopping", "stopped"."""
+        return self._state
+
+    @property
+    def name(self) -> str:
+        """What operators see: host, process, and the name given."""
+        own = f"{socket.gethostname()}:{os.getpid()}"
+        return f"{self.plan.name}@{own}" if self.plan.name else own
+
+    def start(self) -> str:
+        """Announce the worker and start its threads; a second call changes nothing. Return the state."""
+        with self._lock:
+            if self._state != "new":
+                return self._state
+            self._announce()
+            self._wakeup = Wakeup(self.alias, self.plan.worker.poll.total_seconds())
+            wake.join(self.alias, self._wakeup.poke)
+            self._make_executors()
+            for name, target in (
+                ("claimer", self._claim_loop),
+                ("flusher", self._flush_loop),
+                ("heartbeat", self._beat_loop),
+                ("duties", self._duty_loop),
+            ):
+                if name == "duties" and not self.plan.worker.duties:
+                    continue
+                thread = threading.Thread(target=self._guarded(target), name=f"taskq-{name}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._state = "running"
+        return self._state
+
+    def stop(self, reason: str = "") -> str:
+        """Claim no more, finish what runs; return at once. A second call changes nothing."""
+        with self._lock:
+            if self._state == "new":
+                self._state = "stopped"
+                self._stopped.set()
+            elif self._state == "running":
+                self._state = "stopping"
+                self.stop_reason = reason
+                self._stopping.set()
+                if self._wakeup is not None:
+                    self._wakeup.poke()
+                threading.Thread(target=self._shut_down, name="taskq-shutdown", daemon=True).start()
+            return self._state
+
+    def stop_now(self) -> str:
+        """Hand everything back without waiting for running tasks; return at once."""
+        self._hard.set()
+        return self.stop("stopped at once")
+
+    def join(self, timeout: float | None = None) -> None:
+        """
+        Wait until the worker has stopped and cleaned up.
+
+        Raise ShutdownTimeout if tasks were still running when the grace time
+        was over, or if ``timeout`` seconds were not enough.
+        """
+        if not self._stopped.wait(timeout):
+            raise ShutdownTimeout(f"worker {self.name} had not stopped after {timeout} seconds")
+        if self._left:
+            names = ", ".join(sorted({run.claim.name for run in self._left}))
+            raise ShutdownTimeout(f"{len(self._left)} tasks were still running when the grace time was over: {names}")
+
+    def on_progress(self, listener: Callable[[int], None]) -> None:
+        """Call ``listener(count)`` after each write, with how many tasks it settled."""
+        self._listeners.append(listener)
+
+    @property
+    def running(self) -> int:
+        """How many tasks run just now."""
+        return len(self._runs)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the worker runs and its last heartbeat is younger than its lease."""
+        return self._state == "running" and clock.elapsed() < self._lease_until
+
+    def _announce(self) -> None:
+        now = self._db_now()
+        self.id = store.announce(
+            self.alias,
+            now=now,
+            name=self.name[:200],
+            host=socket.gethostname()[:200],
+            pid=os.getpid(),
+            queues=self.plan.worker.queues[:500],
+            slots=self.plan.worker.threads,
+            executor=self.plan.worker.executor[:100],
+            lease_seconds=self.options.lease_seconds,
+        )
+        self._lease_until = clock.elapsed() + self.options.lease_seconds * 0.9
+        self._claimer = Claimer(self.alias, self.id, self.queues)
+        if events.wanted(events.WorkerStarted):
+            events.emit(events.WorkerStarted(worker_id=self.id, name=self.name, alias=self.alias))
+
+    def _db_now(self) -> datetime:
+        """Return the database's clock, and remember how far this machine's is off."""
+        before = clock.now()
+        moment = vendor_for(self.alias).now()
+        after = clock.now()
+        self._offset = moment - (before + (after - before) / 2)
+        return moment
+
+    def now(self) -> datetime:
+        """Return the present moment on the database's clock, as of the last heartbeat."""
+        return clock.now() + self._offset
+
+    def _make_executors(self) -> None:
+        worker = self.plan.worker
+        if worker.executor == "asyncio":
+            slots = worker.async_slots or worker.threads
+            self._sync = make_executor("asyncio", self, slots)
+        else:
+            self._sync = make_executor(worker.executor, self, worker.threads, **self.plan.executor_options)
+            if worker.async_slots and worker.executor != "inline":
+                self._async = make_executor("asyncio", self, worker.async_slots)
+        self._sync.start()
+
+    def _guarded(self, loop: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                loop()
+            except Exception:
+                logger.exception("The worker's thread %s failed; the worker stops", threading.current_thread().name)
+                self.stop("failed")
+            finally:
+                connections.close_all()
+
+        return run
+
+    # Claim
+
+    def _claim_loop(self) -> None:
+        wakeup = self._wakeup
+        assert wakeup is not None
+        failures = 0
+        connected = False
+        while not self._stopping.is_set():
+            try:
+                if not connected:
+                    wakeup.connect()
+                    connected = True
+                self._turn(wakeup)
+                failures = 0
+            except (DatabaseError, InterfaceError, OSError) as error:
+                failures += 1
+                connected = False
+                self._survive("claim", error, failures)
+
+    def _turn(self, wakeup: Wakeup) -> None:
+        """Claim once, or sleep."""
+        self._hand_back_stale()
+        want = self._demand()
+        if want <= 0:
+            wakeup.wait(0.05)
+            return
+        claimer = self._claimer
+        assert claimer is not None
+        rows = claimer.claim(want, now=self.now())
+        if rows:
+            wakeup.worked()
+            self._dispatch(rows)
+        elif self.plan.burst and self._is_drained():
+            self.stop("burst done")
+        elif not self._in_hand():
+            wakeup.wait()
+        else:
+            wakeup.wait(0.02 if self.plan.burst else None)
+
+    def _is_drained(self) -> bool:
+        return not self._in_hand() and not self._unwritten() and not self._due_soon()
+
+    def _due_soon(self) -> bool:
+        """Return whether tasks are due that nobody has promoted yet."""
+        return bool(vendor_for(self.alias).promote(self.now(), 1000))
+
+    def _in_hand(self) -> int:
+        return sum(executor.in_hand() for executor in (self._sync, self._async) if executor is not None)
+
+    def _unwritten(self) -> int:
+        return self._started_total - self._written
+
+    def _demand(self) -> int:
+        """Return how many tasks to claim now: free slots, and what they will have run within the next 50 ms."""
+        sync = self._sync
+        assert sync is not None
+        if self._stopping.is_set() or self._unwritten() > BACK_PRESSURE:
+            return 0
+        if clock.elapsed() >= self._lease_until:
+            return 0
+        batch = self.plan.worker.batch
+        left = self.plan.worker.max_tasks
+        room = batch if left is None else left - self._started_total
+        mean = self._mean_seconds
+        if not mean:
+            ahead = 0
+        else:
+            ahead = min(int(sync.slots * PREFETCH_SECONDS / mean), batch)
+        in_hand = sync.in_hand()
+        # Half of the line is enough: refill in large batches, not row by row.
+        if ahead and in_hand > sync.slots + ahead // 2:
+            want = 0
+        else:
+            want = sync.slots + ahead - in_hand
+        if self._async is not None and self._async_share:
+            free = self._async.slots - self._async.in_hand()
+            want = max(want, int(free * self._async_share) if free > 0 else 0) if want > 0 else 0
+        return max(0, min(want, batch, room))
+
+    def _dispatch(self, rows: Sequence[Claim]) -> None:
+        self._started_total += len(rows)
+        self._taken_at = max(self._taken_at, time.monotonic())
+        sync = self._sync
+        assert sync is not None
+        if self._async is None or not definitions.any_coroutines():
+            sync.submit(rows)
+            return
+        coroutines = [row for row in rows if self._is_coroutine(row.name)]
+        self._async_share += (len(coroutines) / len(rows) - self._async_share) * 0.3
+        if coroutines:
+            free = max(self._async.slots - self._async.in_hand(), 0)
+            self._async.start()
+            self._async.submit(coroutines[:free])
+            chosen = set(map(id, coroutines[:free]))
+            rows = [row for row in rows if id(row) not in chosen]
+        sync.submit(rows)
+
+    def _is_coroutine(self, name: str) -> bool:
+        try:
+            task = definitions.find(name)
+        except Exception:
+            # Told by the attempt itself, in a slot.
+            return False
+        return task is not None and definitions.is_coroutine(task)
+
+    def _hand_back_stale(self) -> None:
+        """Give tasks back that wait behind slow ones, so that another worker can have them."""
+        sync = self._sync
+        assert sync is not None
+        if time.monotonic() - self._taken_at < STALE_SECONDS or isinstance(sync.slots, int) and not sync.in_hand():
+            return
+        self._taken_at = time.monotonic()
+        self._mean_seconds = max(self._mean_seconds, STALE_SECONDS)
+        self._return(sync.take_back())
+
+    def _return(self, claims: Sequence[Claim]) -> None:
+        ended = clock.timestamp()
+        for claim in claims:
+            self.ended(Ended(claim, Interrupted(started=False), None, ended))
+
+    # What executors ask and tell (the Host of executors/base.py)
+
+    def may_start(self, claim: Claim) -> bool:
+        return (
+            clock.elapsed() < self._lease_until and claim.lease >> 32 == self.id and not self._hard.is_set()
+        )
+
+    def started(self, run: Run) -> None:
+        run.cancel_event = None
+        self._runs[id(run.claim)] = run
+        if events.wanted(events.TaskStarted):
+            claim = run.claim
+            eligible = (claim.run_after or claim.created_at).timestamp()
+            events.emit(
+                events.TaskStarted(
+                    task_id=run.public_id,
+                    task=claim.name,
+                    queue=claim.queue,
+                    attempt=claim.attempt,
+                    alias=self.alias,
+                    worker_id=self.id,
+                    wait_seconds=max(run.started - eligible, 0.0),
+                    claim=run,
+                )
+            )
+
+    def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
+        self._runs.pop(id(ended.claim), None)
+        if ended.started is not None:
+            spent = ended.ended - ended.started
+            mean = self._mean_seconds
+            # Never 0, which means "not known yet".
+            self._mean_seconds = mean + (spent - mean) * 0.2 + 1e-7 if mean else spent + 1e-7
+        if is_written(settled):
+            self._count([ended], 1)
+            return
+        self._ended.put((ended, settled))
+
+    def taken(self) -> None:
+        self._taken_at = time.monotonic()
+        wakeup = self._wakeup
+        sync = self._sync
+        if wakeup is not None and sync is not None and sync.in_hand() <= sync.slots:
+            wakeup.poke()
+
+    # Settle
+
+    def _flush_loop(self) -> None:
+        while True:
+            first = self._ended.get()
+            if first is None:
+                return
+            batch = [first]
+            is_last = False
+            while len(batch) < FLUSH_MOST:
+                try:
+                    item = self._ended.get_nowait()
+                except Empty:
+                    break
+                if item is None:
+                    is_last = True
+                    break
+                batch.append(item)
+            self._flush(batch)
+            if is_last:
+                return
+
+    def _flush(self, batch: list[tuple[Ended, threading.Event | None]]) -> None:
+        self._write([ended for ended, _ in batch])
+        for _, settled in batch:
+            if settled is not None:
+                settled.set()
+        if self._wakeup is not None and self._demand() > 0:
+            self._wakeup.poke()
+
+    def _write(self, batch: list[Ended]) -> None:
+        """Settle a batch, for as long as it takes: what ended is never forgotten while this process lives."""
+        failures = 0
+        while True:
+            try:
+                settled = settle(batch, alias=self.alias, worker_id=self.id, now=self.now())
+            except (DatabaseError, InterfaceError) as error:
+                if vendor_for(self.alias).is_lost_connection(error):
+                    failures += 1
+                    self._survive("settle", error, failures)
+                    continue
+                self._isolate(batch, error)
+                return
+            except Exception as error:
+                self._isolate(batch, error)
+                return
+            self._count(batch, settled.count)
+            if settled.refused:
+                self._refused += len(settled.refused)
+                logger.warning("%d settlements were refused: their leases were lost", len(settled.refused))
+            if settled.ready_again and self._wakeup is not None:
+                self._wakeup.poke()
+            return
+
+    def _isolate(self, batch: list[Ended], error: Exception) -> None:
+        """Find the outcome that the database does not take, so that it does not hold up the others."""
+        connections[self.alias].close_if_unusable_or_obsolete()
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            self._write(batch[:middle])
+            self._write(batch[middle:])
+            return
+        ended = batch[0]
+        if isinstance(ended.outcome, Undecodable):
+            logger.critical("Task %s cannot be settled; it stays with this worker until rescued", ended.claim.name, exc_info=error)
+            self._count(batch, 0)
+            return
+        logger.error("The outcome of task %s cannot be stored; the task is dead", ended.claim.name, exc_info=error)
+        self._write([ended._replace(outcome=Undecodable(error=execute.describe(error)))])
+
+    def _count(self, batch: Sequence[Ended], count: int) -> None:
+        self._written += len(batch)
+        self.finished += count
+        for listener in self._listeners:
+            listener(count)
+        left = self.plan.worker.max_tasks
+        if left is not None and self._written >= left:
+            self.stop(f"{left} tasks done")
+
+    # Heartbeat
+
+    def _beat_loop(self) -> None:
+        failures = 0
+        types_told = False
+        while not self._stopped.is_set():
+            try:
+                if not types_told:
+                    known = {name: task.queue_name for name, task in definitions.known().items()}
+                    store.announce_task_types(self.alias, known, now=self.now())
+                    types_told = True
+                self._beat()
+                failures = 0
+            except (DatabaseError, InterfaceError) as error:
+                failures += 1
+                self._survive("heartbeat", error, failures)
+                continue
+            self._look_after_runs()
+            self._look_after_myself()
+            self._stopped.wait(self.options.heartbeat_seconds)
+
+    def _beat(self) -> None:
+        sent = clock.elapsed()
+        now = self._db_now()
+        if store.beat(self.alias, self.id, now=now, running=len(self._runs)):
+            self._lease_until = sent + self.options.lease_seconds * 0.9
+        elif not self._stopping.is_set():
+            self._start_anew()
+            return
+        if self._runs:
+            asked = set(store.cancel_requests(self.alias, self.id))
+            for run in list(self._runs.values()):
+                if run.public_id in asked and not run.cancelled:
+                    run.cancel_event = threading.Event()
+                    run.cancel_event.set()
+                    self._executor_of(run).cancel(run)
+
+    def _executor_of(self, run: Run) -> Executor:
+        if self._async is not None and definitions.is_coroutine(run.task):
+            return self._async
+        assert self._sync is not None
+        return self._sync
+
+    def _start_anew(self) -> None:
+        """Drop what this worker held under an id that was declared dead, and go on under a new one."""
+        logger.warning("Worker %s was declared dead; it starts anew", self.id)
+        for executor in (self._sync, self._async):
+            if executor is not None:
+                self._written += len(executor.take_back())
+        for run in list(self._runs.values()):
+            run.interrupted = True
+            self._executor_of(run).cancel(run)
+        self._announce()
+
+    def _look_after_runs(self) -> None:
+        """Settle what overran its time and does not come back, so that it does not run for ever in the books."""
+        now = clock.now()
+        patience = timedelta(seconds=self.options.lease_seconds)
+        for run in list(self._runs.values()):
+            if run.deadline_at is None or now < run.deadline_at + patience:
+                continue
+            executor = self._executor_of(run)
+            if executor.abandon(run):
+                logger.error(
+                    "Task %s (%s) overran its time and does not come back; its slot was replaced",
+                    run.claim.name,
+                    run.public_id,
+                )
+                self._runs.pop(id(run.claim), None)
+                self._started_total += 1  # its thread may still hand over an outcome, which will be refused
+                self.ended(Ended(run.claim, execute.timed_out(run), run.started, clock.timestamp()))
+
+    def _look_after_myself(self) -> None:
+        worker = self.plan.worker
+        if worker.max_age is not None and time.monotonic() - self._born >= worker.max_age.total_seconds():
+            self.stop("max age reached")
+        if worker.max_memory is not None:
+            used = resident_megabytes()
+            if used is not None and used > worker.max_memory:
+                self.stop(f"{used} MB of memory in use")
+
+    # Upkeep
+
+    def _duty_loop(self) -> None:
+        from django_taskq.duties.runner import DutyRunner
+
+        runner = DutyRunner(self.alias, lambda: self.id, self.options, self.now)
+        while not self._stopping.is_set():
+            try:
+                promoted = runner.run_due()
+                if promoted and self._wakeup is not None:
+                    self._wakeup.poke()
+            except (DatabaseError, InterfaceError) as error:
+                self._survive("duties", error, 1)
+            self._stopping.wait(runner.pause())
+
+    # Surviving and leaving
+
+    def _survive(self, where: str, error: BaseException, failures: int) -> None:
+        """Log a database error, let go of the connection, and wait a little longer each time."""
+        wait = min(0.1 * 2 ** min(failures, 10), _BACKOFF_MOST)
+        level = logging.WARNING if failures < 5 else logging.ERROR
+        logger.log(level, "The database refused (%s), again in %.1f s: %s", where, wait, error)
+        try:
+            connection = connections[self.alias]
+            if not connection.in_atomic_block:
+                connection.close()
+        except Exception:
+            logger.debug("Closing the connection failed", exc_info=True)
+        if where == "settle":
+            self._hard.wait(wait)
+        else:
+            self._stopping.wait(wait)
+
+    def _shut_down(self) -> None:
+        """Hand back what has not started, wait for the rest, write everything, leave. Clean-up always happens."""
+        try:
+            self._best_effort(lambda: store.mark_stopping(self.alias, self.id))
+            executors = [executor for executor in (self._sync, self._async) if executor is not None]
+            for executor in executors:
+                self._return(executor.take_back())
+            until = time.monotonic() + self.plan.worker.grace.total_seconds()
+            while self._in_hand() and time.monotonic() < until and not self._hard.is_set():
+                time.sleep(0.01)
+            for executor in executors:
+                executor.stop(0.05)
+            self._left = list(self._runs.values())
+            for run in self._left:
+                run.interrupted = True
+                self.ended(Ended(run.claim, Interrupted(), run.started, clock.timestamp(), cancelled=run.cancelled))
+            self._ended.put(None)
+            for thread in self._threads:
+                if thread.name != "taskq-heartbeat":
+                    thread.join(30 if thread.name == "taskq-flusher" else 5)
+            self._best_effort(self._say_goodbye)
+        finally:
+            self._stopped.set()
+            if self._wakeup is not None:
+                wake.leave(self.alias, self._wakeup.poke)
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join(1)
+            if self._wakeup is not None:
+                self._wakeup.close()
+            self._state = "stopped"
+            connections.close_all()
+
+    def _say_goodbye(self) -> None:
+        duty_store.give_up(self.alias, self.id)
+        flusher = next((thread for thread in self._threads if thread.name == "taskq-flusher"), None)
+        if flusher is None or not flusher.is_alive():
+            store.forget(self.alias, self.id)
+        if events.wanted(events.WorkerStopped):
+            events.emit(events.WorkerStopped(worker_id=self.id, name=self.name, alias=self.alias))
+
+    def _best_effort(self, work: Callable[[], None]) -> None:
+        try:
+            close_old_connections()
+            work()
+        except (DatabaseError, InterfaceError):
+            logger.warning("A step of the shutdown failed", exc_info=True)
+
+
+def resident_megabytes() -> int | None:
+    """Return the memory this process has resident, in MiB; None where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
+    except (OSError, ValueError, IndexError):
+        return None
