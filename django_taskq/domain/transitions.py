@@ -39,6 +39,7 @@ __all__ = [
     "after_replay",
     "decide",
     "initial_state",
+    "succeeded",
 ]
 
 
@@ -90,10 +91,8 @@ _SUCCEEDED = Transition(state=State.SUCCEEDED)
 def decide(facts: Facts, outcome: Outcome, *, now: datetime) -> Transition:  # noqa: PLR0911 - one arm per outcome
     """Return what becomes of a running task whose attempt ended with ``outcome`` at ``now``."""
     match outcome:
-        case Succeeded(result=None):
-            return _SUCCEEDED
         case Succeeded(result=result):
-            return Transition(state=State.SUCCEEDED, result=result)
+            return succeeded(result)
         case Failed(error=error, retry_in=wait):
             return _again_or_dead(facts, error, wait, AttemptEnd.FAILED, now)
         case TimedOut(error=error, retry_in=wait):
@@ -134,6 +133,11 @@ def decide(facts: Facts, outcome: Outcome, *, now: datetime) -> Transition:  # n
                 return Transition(state=State.DEAD, reason=DeadReason.LOST, record=record)
             return Transition(state=State.READY, attempt_back=True, record=record)
     assert_never(outcome)
+
+
+def succeeded(result: str | None) -> Transition:
+    """Return what becomes of a running task that succeeded, which depends on nothing else."""
+    return _SUCCEEDED if result is None else Transition(state=State.SUCCEEDED, result=result)
 
 
 def _dead(reason: DeadReason, record: str, error: ErrorInfo) -> Transition:

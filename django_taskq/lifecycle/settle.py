@@ -18,9 +18,9 @@ from django.db import transaction
 from django_taskq import clock, events
 from django_taskq.domain import lease as leases
 from django_taskq.domain import payload
-from django_taskq.domain.outcomes import Interrupted, Lost, Outcome, Snoozed, Unknown
+from django_taskq.domain.outcomes import Interrupted, Lost, Outcome, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import FINAL, State
-from django_taskq.domain.transitions import Facts, Transition, decide
+from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
@@ -61,7 +61,15 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     are the caller's: nothing was written, or all of it.
     """
     vendor = vendor_for(alias)
-    decided = [(ended, decide(_facts(ended), ended.outcome, now=now)) for ended in batch]
+    decided = [
+        (
+            ended,
+            succeeded(ended.outcome.result)
+            if type(ended.outcome) is Succeeded
+            else decide(_facts(ended), ended.outcome, now=now),
+        )
+        for ended in batch
+    ]
     held = vendor.retrying(lambda: _write(vendor, decided, worker_id))
     refused = [ended for ended in batch if ended.claim.key not in held]
     again = sum(

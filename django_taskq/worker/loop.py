@@ -102,6 +102,7 @@ class Worker:
         self._refused = 0
         self._listeners: list[Callable[[int], None]] = []
         self._tells_start = True
+        self._refill_at = 0
         self._born = time.monotonic()
 
     # Life
@@ -309,6 +310,7 @@ class Worker:
         else:
             ahead = min(int(sync.slots * PREFETCH_SECONDS / mean), batch)
         in_hand = sync.in_hand()
+        self._refill_at = ahead // 2
         # Half of the line is enough: refill in large batches, not row by row.
         if ahead and in_hand > sync.slots + ahead // 2:
             want = 0
@@ -321,6 +323,7 @@ class Worker:
 
     def _dispatch(self, rows: Sequence[Claim]) -> None:
         self._started_total += len(rows)
+        self._tells_start = events.wanted(events.TaskStarted)
         self._taken_at = max(self._taken_at, time.monotonic())
         sync = self._sync
         assert sync is not None
@@ -370,7 +373,7 @@ class Worker:
     def started(self, run: Run) -> None:
         run.cancel_event = None
         self._runs[id(run.claim)] = run
-        if events.wanted(events.TaskStarted):
+        if self._tells_start:
             claim = run.claim
             eligible = (claim.run_after or claim.created_at).timestamp()
             events.emit(
@@ -402,7 +405,7 @@ class Worker:
         self._taken_at = time.monotonic()
         wakeup = self._wakeup
         sync = self._sync
-        if wakeup is not None and sync is not None and sync.in_hand() <= sync.slots:
+        if wakeup is not None and sync is not None and sync.waiting() <= self._refill_at:
             wakeup.poke()
 
     # Settle

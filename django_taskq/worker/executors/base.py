@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from django.db import close_old_connections, transaction
+from django.db import transaction
 
 from django_taskq import clock, conf
 from django_taskq.domain.outcomes import Interrupted, Outcome, Succeeded
@@ -20,6 +20,7 @@ from django_taskq.lifecycle import execute, settle
 from django_taskq.lifecycle.context import Run
 from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
+from django_taskq.worker.hygiene import tidy, tidy_if_idle
 
 __all__ = ["Caller", "Executor", "Host", "run_one"]
 
@@ -69,6 +70,10 @@ class Executor(ABC):
     def in_hand(self) -> int:
         """Return how many claims wait in line or run."""
 
+    def waiting(self) -> int:
+        """Return how many claims wait in line."""
+        return self.in_hand()
+
     @abstractmethod
     def take_back(self) -> list[Claim]:
         """Take the claims out of the line that no slot has begun, and return them."""
@@ -90,8 +95,12 @@ class Executor(ABC):
         return False
 
 
-def run_one(host: Host, claim: Claim, call: Caller = execute.call) -> None:
-    """Run one claim in this thread from the lease check to the hand-over of its outcome."""
+def run_one(host: Host, claim: Claim, call: Caller = execute.call, *, own_thread: bool = True) -> None:
+    """
+    Run one claim in this thread from the lease check to the hand-over of its outcome.
+
+    ``own_thread``: the thread runs nothing but tasks, so a transaction that a task leaves open is dropped.
+    """
     if not host.may_start(claim):
         # Rescued by now, or about to be: starting it could run it twice.
         host.ended(Ended(claim, Interrupted(started=False), None, clock.timestamp()))
@@ -100,14 +109,14 @@ def run_one(host: Host, claim: Claim, call: Caller = execute.call) -> None:
     if not isinstance(found, Run):
         host.ended(Ended(claim, found, None, clock.timestamp()))
         return
-    close_old_connections()
+    tidy_if_idle(drop_transactions=own_thread)
     host.started(found)
     if claim.ack == Ack.ATOMIC:
         _run_atomic(host, found, call)
     else:
         outcome, error = call(found)
         ended = clock.timestamp()
-        close_old_connections()
+        tidy(drop_transactions=own_thread)
         _hand_over(host, found, outcome, error, ended)
 
 
@@ -154,7 +163,7 @@ def _run_atomic(host: Host, run: Run, call: Caller) -> None:
         host.ended(Ended(run.claim, outcome, None, ended), settled=_ALREADY)
         return
     finally:
-        close_old_connections()
+        tidy(drop_transactions=False)
     if refused:
         host.ended(Ended(run.claim, outcome, None, ended), settled=_ALREADY)
         return

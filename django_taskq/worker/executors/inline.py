@@ -20,7 +20,7 @@ class InlineExecutor(Executor):
     def submit(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
             self.host.taken()
-            run_one(self.host, claim)
+            run_one(self.host, claim, own_thread=False)
 
     def in_hand(self) -> int:
         return 0

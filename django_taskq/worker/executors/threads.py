@@ -74,7 +74,13 @@ class ThreadExecutor(Executor):
             put(claim)
 
     def in_hand(self) -> int:
-        return self._line.qsize() + len(self._busy) - len(self._abandoned & self._busy.keys())
+        running = len(self._busy)
+        if self._abandoned:
+            running -= len(self._abandoned & self._busy.keys())
+        return self._line.qsize() + running
+
+    def waiting(self) -> int:
+        return self._line.qsize()
 
     def take_back(self) -> list[Claim]:
         taken: list[Claim] = []
