@@ -50,6 +50,9 @@ PREFETCH_SECONDS = 0.05
 # How long a claimed task may wait in line behind slow ones before it is handed back.
 STALE_SECONDS = 0.5
 _BACKOFF_MOST = 5.0
+# What leaving may take beyond the grace time: for each word to the database, and for writing what ended.
+_GOODBYE_SECONDS = 2.0
+_WRITE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +82,17 @@ class Worker:
         self.finished = 0
         self.failed = 0
         self.stop_reason = ""
+        self.has_failed = False
         self._lock = threading.Lock()
         self._state = "new"
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._hard = threading.Event()
+        # Set when the heartbeat may end: all that this worker held is written, or given up on.
+        self._leaving = threading.Event()
+        # Guards the books: who has told what, and how much of it is written.
+        self._books = threading.Lock()
+        self._closed = False
         self._ended: SimpleQueue[tuple[Ended, threading.Event | None] | None] = SimpleQueue()
         self._runs: dict[int, Run] = {}
         self._mean_seconds = 0.0
@@ -93,7 +102,9 @@ class Worker:
         self._offset = timedelta(0)
         self._written = 0
         self._started_total = 0
-        self._threads: list[threading.Thread] = []
+        self._unbegun = 0
+        self._beat_at = time.monotonic()
+        self._threads: dict[str, threading.Thread] = {}
         self._wakeup: Wakeup | None = None
         self._claimer: Claimer | None = None
         self._sync: Executor | None = None
@@ -123,26 +134,36 @@ class Worker:
         with self._lock:
             if self._state != "new":
                 return self._state
-            self._announce()
+            # In a thread of its own, whose connection is new: the caller's may be inside a
+            # transaction, or one that a forked process shares with its parent.
+            in_own_thread(self._announce)
+            try:
+                self._make_executors()
+            except BaseException:
+                for executor in self._executors():
+                    executor.stop(0)
+                self._best_effort(lambda: store.forget(self.alias, self.id))
+                raise
             self._wakeup = Wakeup(self.alias, self.plan.worker.poll.total_seconds())
             wake.join(self.alias, self._wakeup.poke)
-            self._make_executors()
-            for name, target in (
-                ("claimer", self._claim_loop),
-                ("flusher", self._flush_loop),
-                ("heartbeat", self._beat_loop),
-                ("duties", self._duty_loop),
-            ):
-                if name == "duties" and not self.plan.worker.duties:
-                    continue
-                thread = threading.Thread(target=self._guarded(target), name=f"taskq-{name}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            loops = {"claimer": self._claim_loop, "flusher": self._flush_loop, "heartbeat": self._beat_loop}
+            if self.plan.worker.duties:
+                loops["duties"] = self._duty_loop
+            # "running" first: a loop that fails at once must be able to stop the worker.
             self._state = "running"
+            for name, target in loops.items():
+                # Daemon: a database that never answers must not keep a stopped worker's process alive.
+                thread = threading.Thread(target=self._guarded(target), name=f"taskq-{name}", daemon=True)
+                self._threads[name] = thread
+                thread.start()
         return self._state
 
     def stop(self, reason: str = "") -> str:
-        """Claim no more, finish what runs; return at once. A second call changes nothing."""
+        """
+        Claim no more, finish what runs; return at once. A second call changes nothing.
+
+        Not for signal handlers: ``start`` may hold the lock in the very thread that the handler interrupts.
+        """
         with self._lock:
             if self._state == "new":
                 self._state = "stopped"
@@ -178,10 +199,19 @@ class Worker:
         """Call ``listener(count)`` after each write, with how many tasks it settled."""
         self._listeners.append(listener)
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the worker has stopped and cleaned up; return whether it has. Never raises."""
+        return self._stopped.wait(timeout)
+
     @property
     def running(self) -> int:
         """How many tasks run just now."""
         return len(self._runs)
+
+    @property
+    def beat_age(self) -> float:
+        """Seconds since the last heartbeat that the database took."""
+        return time.monotonic() - self._beat_at
 
     @property
     def is_healthy(self) -> bool:
@@ -202,6 +232,7 @@ class Worker:
             lease_seconds=self.options.lease_seconds,
         )
         self._lease_until = clock.elapsed() + self.options.lease_seconds * 0.9
+        self._beat_at = time.monotonic()
         self._claimer = Claimer(self.alias, self.id, self.queues)
         if events.wanted(events.WorkerStarted):
             events.emit(events.WorkerStarted(worker_id=self.id, name=self.name, alias=self.alias))
@@ -229,12 +260,16 @@ class Worker:
                 self._async = make_executor("asyncio", self, worker.async_slots)
         self._sync.start()
 
+    def _executors(self) -> list[Executor]:
+        return [executor for executor in (self._sync, self._async) if executor is not None]
+
     def _guarded(self, loop: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
             try:
                 loop()
             except Exception:
                 logger.exception("The worker's thread %s failed; the worker stops", threading.current_thread().name)
+                self.has_failed = True
                 self.stop("failed")
             finally:
                 connections.close_all()
@@ -269,26 +304,31 @@ class Worker:
             return
         claimer = self._claimer
         assert claimer is not None
+        # Asked before the claim: what is settled between an empty claim and this question may be ready again.
+        is_quiet = self.plan.burst and self._is_quiet()
+        if is_quiet:
+            claimer.refresh()
         rows = claimer.claim(want, now=self.now())
         if rows:
             wakeup.worked()
             self._dispatch(rows)
-        elif self.plan.burst and self._is_drained():
-            self.stop("burst done")
+        elif is_quiet:
+            if not self._due_soon():
+                self.stop("burst done")
         elif not self._in_hand():
             wakeup.wait()
         else:
             wakeup.wait(0.02 if self.plan.burst else None)
 
-    def _is_drained(self) -> bool:
-        return not self._in_hand() and not self._unwritten() and not self._due_soon()
+    def _is_quiet(self) -> bool:
+        return not self._in_hand() and not self._unwritten()
 
     def _due_soon(self) -> bool:
         """Return whether tasks are due that nobody has promoted yet."""
         return bool(vendor_for(self.alias).promote(self.now(), 1000))
 
     def _in_hand(self) -> int:
-        return sum(executor.in_hand() for executor in (self._sync, self._async) if executor is not None)
+        return sum(executor.in_hand() for executor in self._executors())
 
     def _unwritten(self) -> int:
         return self._started_total - self._written
@@ -303,12 +343,12 @@ class Worker:
             return 0
         batch = self.plan.worker.batch
         left = self.plan.worker.max_tasks
-        room = batch if left is None else left - self._started_total
+        room = batch if left is None else left - self._started_total + self._unbegun
         mean = self._mean_seconds
         if not mean:
             ahead = 0
         else:
-            ahead = min(int(sync.slots * PREFETCH_SECONDS / mean), batch)
+            ahead = min(int(sync.slots * PREFETCH_SECONDS / mean), 2 * batch)
         in_hand = sync.in_hand()
         self._refill_at = ahead // 2
         # Half of the line is enough: refill in large batches, not row by row.
@@ -322,7 +362,12 @@ class Worker:
         return max(0, min(want, batch, room))
 
     def _dispatch(self, rows: Sequence[Claim]) -> None:
-        self._started_total += len(rows)
+        with self._books:
+            self._started_total += len(rows)
+        if self._stopping.is_set():
+            # The worker was stopped while the database answered.
+            self._return(rows)
+            return
         self._tells_start = events.wanted(events.TaskStarted)
         self._taken_at = max(self._taken_at, time.monotonic())
         sync = self._sync
@@ -367,7 +412,7 @@ class Worker:
 
     def may_start(self, claim: Claim) -> bool:
         return (
-            clock.elapsed() < self._lease_until and claim.lease >> 32 == self.id and not self._hard.is_set()
+            clock.elapsed() < self._lease_until and claim.lease >> 32 == self.id and not self._stopping.is_set()
         )
 
     def started(self, run: Run) -> None:
