@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, close_old_connections, connections
+from django.db import DatabaseError, InterfaceError, connections
 
 from django_taskq import clock, conf, events
 from django_taskq.domain.outcomes import Interrupted, Undecodable
@@ -53,6 +53,7 @@ _BACKOFF_MOST = 5.0
 # What leaving may take beyond the grace time: for each word to the database, and for writing what ended.
 _GOODBYE_SECONDS = 2.0
 _WRITE_SECONDS = 5.0
+_NOT_BEGUN = Interrupted(started=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,7 @@ class Worker:
         self._refused = 0
         self._listeners: list[Callable[[int], None]] = []
         self._tells_start = True
+        self._is_pooled = bool(connections[self.alias].settings_dict.get("OPTIONS", {}).get("pool"))
         self._refill_at = 0
         self._born = time.monotonic()
 
@@ -293,7 +295,7 @@ class Worker:
             except (DatabaseError, InterfaceError, OSError) as error:
                 failures += 1
                 connected = False
-                self._survive("claim", error, failures)
+                self._survive("claim", error, failures, until=self._stopping)
 
     def _turn(self, wakeup: Wakeup) -> None:
         """Claim once, or sleep."""
@@ -368,6 +370,8 @@ class Worker:
             # The worker was stopped while the database answered.
             self._return(rows)
             return
+        if events.wanted(events.TasksClaimed):
+            events.emit(events.TasksClaimed(claims=rows, worker_id=self.id, alias=self.alias))
         self._tells_start = events.wanted(events.TaskStarted)
         self._taken_at = max(self._taken_at, time.monotonic())
         sync = self._sync
@@ -397,7 +401,7 @@ class Worker:
         """Give tasks back that wait behind slow ones, so that another worker can have them."""
         sync = self._sync
         assert sync is not None
-        if time.monotonic() - self._taken_at < STALE_SECONDS or isinstance(sync.slots, int) and not sync.in_hand():
+        if time.monotonic() - self._taken_at < STALE_SECONDS or not sync.in_hand():
             return
         self._taken_at = time.monotonic()
         self._mean_seconds = max(self._mean_seconds, STALE_SECONDS)
@@ -406,7 +410,7 @@ class Worker:
     def _return(self, claims: Sequence[Claim]) -> None:
         ended = clock.timestamp()
         for claim in claims:
-            self.ended(Ended(claim, Interrupted(started=False), None, ended))
+            self.ended(Ended(claim, _NOT_BEGUN, None, ended))
 
     # What executors ask and tell (the Host of executors/base.py)
 
@@ -435,7 +439,15 @@ class Worker:
             )
 
     def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
-        self._runs.pop(id(ended.claim), None)
+        was_begun = ended.started is not None or is_written(settled)
+        with self._books:
+            is_first = self._runs.pop(id(ended.claim), None) is not None or not was_begun
+            is_told = is_first and not self._closed
+            if is_told and not is_written(settled):
+                self._ended.put((ended, settled))
+        if not is_told:
+            self._forget_late(ended, settled)
+            return
         if ended.started is not None:
             spent = ended.ended - ended.started
             mean = self._mean_seconds
@@ -443,8 +455,12 @@ class Worker:
             self._mean_seconds = mean + (spent - mean) * 0.2 + 1e-7 if mean else spent + 1e-7
         if is_written(settled):
             self._count([ended], 1)
-            return
-        self._ended.put((ended, settled))
+
+    def _forget_late(self, ended: Ended, settled: threading.Event | None) -> None:
+        """Drop the outcome of an attempt that was settled without it: it overran its time, or the worker has gone."""
+        logger.warning("Task %s came back after its attempt was settled; its outcome is not written", ended.claim.name)
+        if settled is not None:
+            settled.set()
 
     def taken(self) -> None:
         self._taken_at = time.monotonic()
@@ -490,15 +506,19 @@ class Worker:
             try:
                 settled = settle(batch, alias=self.alias, worker_id=self.id, now=self.now())
             except (DatabaseError, InterfaceError) as error:
-                if vendor_for(self.alias).is_lost_connection(error):
-                    failures += 1
-                    self._survive("settle", error, failures)
-                    continue
-                self._isolate(batch, error)
-                return
+                if not vendor_for(self.alias).is_lost_connection(error):
+                    self._isolate(batch, error)
+                    return
+                if self._leaving.is_set():
+                    logger.error("%d outcomes could not be written; their tasks will be rescued", len(batch))
+                    return
+                failures += 1
+                self._survive("settle", error, failures, until=self._leaving)
+                continue
             except Exception as error:
                 self._isolate(batch, error)
                 return
+            self._let_go()
             self._count(batch, settled.count)
             if settled.refused:
                 self._refused += len(settled.refused)
@@ -517,19 +537,24 @@ class Worker:
             return
         ended = batch[0]
         if isinstance(ended.outcome, Undecodable):
-            logger.critical("Task %s cannot be settled; it stays with this worker until rescued", ended.claim.name, exc_info=error)
+            sentence = "Task %s cannot be settled; it stays with this worker until rescued"
+            logger.critical(sentence, ended.claim.name, exc_info=error)
             self._count(batch, 0)
             return
         logger.error("The outcome of task %s cannot be stored; the task is dead", ended.claim.name, exc_info=error)
         self._write([ended._replace(outcome=Undecodable(error=execute.describe(error)))])
 
     def _count(self, batch: Sequence[Ended], count: int) -> None:
-        self._written += len(batch)
-        self.finished += count
+        left = self.plan.worker.max_tasks
+        with self._books:
+            self._written += len(batch)
+            self.finished += count
+            if left is not None:
+                self._unbegun += sum(ended.outcome == _NOT_BEGUN for ended in batch)
+            used = self._written - self._unbegun
         for listener in self._listeners:
             listener(count)
-        left = self.plan.worker.max_tasks
-        if left is not None and self._written >= left:
+        if left is not None and used >= left:
             self.stop(f"{left} tasks done")
 
     # Heartbeat
@@ -537,27 +562,29 @@ class Worker:
     def _beat_loop(self) -> None:
         failures = 0
         types_told = False
-        while not self._stopped.is_set():
+        while not self._leaving.is_set():
             try:
                 if not types_told:
                     known = {name: task.queue_name for name, task in definitions.known().items()}
                     store.announce_task_types(self.alias, known, now=self.now())
                     types_told = True
                 self._beat()
+                self._let_go()
                 failures = 0
             except (DatabaseError, InterfaceError) as error:
                 failures += 1
-                self._survive("heartbeat", error, failures)
+                self._survive("heartbeat", error, failures, until=self._leaving)
                 continue
             self._look_after_runs()
             self._look_after_myself()
-            self._stopped.wait(self.options.heartbeat_seconds)
+            self._leaving.wait(self.options.heartbeat_seconds)
 
     def _beat(self) -> None:
         sent = clock.elapsed()
         now = self._db_now()
         if store.beat(self.alias, self.id, now=now, running=len(self._runs)):
             self._lease_until = sent + self.options.lease_seconds * 0.9
+            self._beat_at = time.monotonic()
         elif not self._stopping.is_set():
             self._start_anew()
             return
@@ -578,8 +605,8 @@ class Worker:
     def _start_anew(self) -> None:
         """Drop what this worker held under an id that was declared dead, and go on under a new one."""
         logger.warning("Worker %s was declared dead; it starts anew", self.id)
-        for executor in (self._sync, self._async):
-            if executor is not None:
+        for executor in self._executors():
+            with self._books:
                 self._written += len(executor.take_back())
         for run in list(self._runs.values()):
             run.interrupted = True
@@ -600,8 +627,7 @@ class Worker:
                     run.claim.name,
                     run.public_id,
                 )
-                self._runs.pop(id(run.claim), None)
-                self._started_total += 1  # its thread may still hand over an outcome, which will be refused
+                # Told here, in place of its thread; what that still hands over is dropped.
                 self.ended(Ended(run.claim, execute.timed_out(run), run.started, clock.timestamp()))
 
     def _look_after_myself(self) -> None:
@@ -619,19 +645,30 @@ class Worker:
         from django_taskq.duties.runner import DutyRunner
 
         runner = DutyRunner(self.alias, lambda: self.id, self.options, self.now)
+        failures = 0
         while not self._stopping.is_set():
             try:
                 promoted = runner.run_due()
                 if promoted and self._wakeup is not None:
                     self._wakeup.poke()
+                pause = runner.pause()
+                self._let_go()
+                failures = 0
             except (DatabaseError, InterfaceError) as error:
-                self._survive("duties", error, 1)
-            self._stopping.wait(runner.pause())
+                failures += 1
+                self._survive("duties", error, failures, until=self._stopping)
+                continue
+            self._stopping.wait(pause)
 
     # Surviving and leaving
 
-    def _survive(self, where: str, error: BaseException, failures: int) -> None:
-        """Log a database error, let go of the connection, and wait a little longer each time."""
+    def _let_go(self) -> None:
+        """Return this thread's connection to the pool, where there is one: pools are smaller than we have threads."""
+        if self._is_pooled:
+            connections[self.alias].close()
+
+    def _survive(self, where: str, error: BaseException, failures: int, *, until: threading.Event) -> None:
+        """Log a database error, let go of the connection, and wait a little longer each time, or for an event."""
         wait = min(0.1 * 2 ** min(failures, 10), _BACKOFF_MOST)
         level = logging.WARNING if failures < 5 else logging.ERROR
         logger.log(level, "The database refused (%s), again in %.1f s: %s", where, wait, error)
@@ -641,58 +678,100 @@ class Worker:
                 connection.close()
         except Exception:
             logger.debug("Closing the connection failed", exc_info=True)
-        if where == "settle":
-            self._hard.wait(wait)
-        else:
-            self._stopping.wait(wait)
+        until.wait(wait)
 
     def _shut_down(self) -> None:
         """Hand back what has not started, wait for the rest, write everything, leave. Clean-up always happens."""
+        until = time.monotonic() + self.plan.worker.grace.total_seconds()
         try:
             self._best_effort(lambda: store.mark_stopping(self.alias, self.id))
-            executors = [executor for executor in (self._sync, self._async) if executor is not None]
-            for executor in executors:
+            # What it is claiming just now it hands back itself.
+            self._join("claimer", _GOODBYE_SECONDS)
+            for executor in self._executors():
                 self._return(executor.take_back())
-            until = time.monotonic() + self.plan.worker.grace.total_seconds()
-            while self._in_hand() and time.monotonic() < until and not self._hard.is_set():
-                time.sleep(0.01)
-            for executor in executors:
-                executor.stop(0.05)
-            self._left = list(self._runs.values())
-            for run in self._left:
-                run.interrupted = True
-                self.ended(Ended(run.claim, Interrupted(), run.started, clock.timestamp(), cancelled=run.cancelled))
-            self._ended.put(None)
-            for thread in self._threads:
-                if thread.name != "taskq-heartbeat":
-                    thread.join(30 if thread.name == "taskq-flusher" else 5)
-            self._best_effort(self._say_goodbye)
+            while self._unwritten() > 0 and time.monotonic() < until:
+                if self._hard.wait(0.01):
+                    break
+            self._let_go_of_runs()
+            self._join("flusher", _WRITE_SECONDS)
+            self._leaving.set()
+            self._join("flusher", 1.0)
+            if self._unwritten() <= 0:
+                self._best_effort(lambda: store.forget(self.alias, self.id))
+            self._best_effort(lambda: duty_store.give_up(self.alias, self.id))
+        except Exception:
+            self.has_failed = True
+            logger.exception("The shutdown of the worker failed")
         finally:
-            self._stopped.set()
-            if self._wakeup is not None:
-                wake.leave(self.alias, self._wakeup.poke)
-            for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join(1)
-            if self._wakeup is not None:
-                self._wakeup.close()
-            self._state = "stopped"
-            connections.close_all()
+            self._clean_up()
 
-    def _say_goodbye(self) -> None:
-        duty_store.give_up(self.alias, self.id)
-        flusher = next((thread for thread in self._threads if thread.name == "taskq-flusher"), None)
-        if flusher is None or not flusher.is_alive():
-            store.forget(self.alias, self.id)
+    def _let_go_of_runs(self) -> None:
+        """Interrupt what still runs, and close the books: nothing is told after this."""
+        running = list(self._runs.values())
+        for executor in self._executors():
+            executor.stop(0.05)
+            self._return(executor.take_back())
+        with self._books:
+            for key, run in list(self._runs.items()):
+                run.interrupted = True
+                del self._runs[key]
+                ended = Ended(run.claim, Interrupted(), run.started, clock.timestamp(), cancelled=run.cancelled)
+                self._ended.put((ended, None))
+            self._closed = True
+            self._ended.put(None)
+        self._left = [run for run in running if run.interrupted]
+
+    def _clean_up(self) -> None:
+        self._leaving.set()
+        if self._wakeup is not None:
+            wake.leave(self.alias, self._wakeup.poke)
+        for name in self._threads:
+            self._join(name, 1.0)
+        claimer = self._threads.get("claimer")
+        if self._wakeup is not None and (claimer is None or not claimer.is_alive()):
+            self._wakeup.close()
         if events.wanted(events.WorkerStopped):
             events.emit(events.WorkerStopped(worker_id=self.id, name=self.name, alias=self.alias))
+        connections.close_all()
+        self._state = "stopped"
+        self._stopped.set()
+
+    def _join(self, name: str, timeout: float) -> None:
+        thread = self._threads.get(name)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
 
     def _best_effort(self, work: Callable[[], None]) -> None:
+        """Try something with the database for a limited time."""
         try:
-            close_old_connections()
-            work()
-        except (DatabaseError, InterfaceError):
+            in_own_thread(work, timeout=_GOODBYE_SECONDS)
+        except (DatabaseError, InterfaceError, TimeoutError):
             logger.warning("A step of the shutdown failed", exc_info=True)
+
+
+def in_own_thread(work: Callable[[], None], *, timeout: float | None = None) -> None:
+    """
+    Run ``work`` in a thread with connections of its own, and close them; what it raises passes through.
+
+    Raise TimeoutError if it takes longer than ``timeout`` seconds; it then goes on by itself.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run, name="taskq-errand", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer from the database within {timeout:g} seconds")
+    if raised:
+        raise raised[0]
 
 
 def resident_megabytes() -> int | None:

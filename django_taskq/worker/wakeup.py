@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 import uuid
 
@@ -34,6 +35,7 @@ class Wakeup:
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
         self._poked = False
+        self._closing = threading.Lock()
         self._listener: Listener | None = None
         self._mark: int | None = None
         self._pause = self._vendor.poll_seconds
@@ -63,12 +65,17 @@ class Wakeup:
 
     def poke(self) -> None:
         """End the claimer's sleep now."""
-        if not self._poked:
+        if self._poked:
+            return
+        with self._closing:
+            # Closed: the number may belong to somebody else's file by now.
+            if self._write < 0:
+                return
             self._poked = True
             try:
                 os.write(self._write, b"x")
-            except (BlockingIOError, OSError):
-                # Full, or closed by a worker that has stopped: nobody has to be woken.
+            except BlockingIOError:
+                # Full: the claimer will wake anyway.
                 pass
 
     def worked(self) -> None:
@@ -101,11 +108,13 @@ class Wakeup:
         files = [self._read] if listener is None else [self._read, listener.fileno()]
         readable, _, _ = select.select(files, [], [], max(seconds, 0))
         if self._read in readable:
-            self._poked = False
             try:
                 os.read(self._read, 4096)
             except BlockingIOError:
                 pass
+            # After the read: a poke that comes in between is answered by this very awakening.
+            # The other way round its byte would be read here, and no later poke would write one.
+            self._poked = False
         if listener is not None and listener.fileno() in readable and listener.heard():
             self._worked_at = time.monotonic()
         return bool(readable)
@@ -121,6 +130,10 @@ class Wakeup:
                 return
 
     def close(self) -> None:
-        """Give the pipe back."""
-        os.close(self._read)
-        os.close(self._write)
+        """Give the pipe back. A later ``poke`` does nothing."""
+        with self._closing:
+            if self._write < 0:
+                return
+            os.close(self._read)
+            os.close(self._write)
+            self._read = self._write = -1

@@ -136,7 +136,8 @@ class Notifications(Listener):
         self._raw.add_notify_handler(lambda message: self._pending.append(message.payload))
 
     def fileno(self) -> int:
-        return int(self._raw.fileno())
+        with self._connection.wrap_database_errors:
+            return int(self._raw.fileno())
 
     def heard(self) -> list[str]:
         with self._connection.wrap_database_errors:
@@ -168,6 +169,31 @@ class PostgreSQL(Vendor):
         cause = error.__cause__
         state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
         return state in ("40001", "40P01")
+
+    def is_timeout(self, error: BaseException) -> bool:
+        # Cancelled on request has the same code; nobody but the limit ends our INSERT unless it is given up.
+        return _sqlstate(error) in ("57014", "55P03")
+
+    def interrupter(self) -> Callable[[], None]:
+        self.connection.ensure_connection()
+        raw = self.connection.connection
+        if hasattr(raw, "cancel_safe"):
+            return partial(raw.cancel_safe, timeout=_INTERRUPT_SECONDS)
+        return raw.cancel  # type: ignore[no-any-return]  # psycopg2, and psycopg before 3.2
+
+    @contextmanager
+    def statement_limit(self, seconds: float) -> Iterator[None]:
+        milliseconds = min(max(int(seconds * 1000), 1), 2**31 - 1)
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('statement_timeout'), set_config('statement_timeout', %s, true)",
+                [str(milliseconds)],
+            )
+            before = cursor.fetchone()[0]
+        yield
+        # After an error the savepoint's or the transaction's end puts it back.
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('statement_timeout', %s, true)", [before])
 
     def now(self) -> datetime:
         with self.connection.cursor() as cursor:

@@ -15,14 +15,19 @@ from queue import Empty, SimpleQueue
 
 from django.db import connections
 
+from django_taskq import clock
+from django_taskq.domain.outcomes import Failed
 from django_taskq.lifecycle import execute
 from django_taskq.lifecycle.context import Run
+from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
 from django_taskq.worker.executors.base import Caller, Executor, Host, run_one
 
 __all__ = ["ThreadExecutor"]
 
 logger = logging.getLogger("django_taskq")
+
+_FAULT_RETRY_SECONDS = 5.0
 
 
 class ThreadExecutor(Executor):
@@ -59,14 +64,18 @@ class ThreadExecutor(Executor):
                 host.taken()
                 try:
                     run_one(host, claim, call)
-                except BaseException:
-                    # Nothing of a task gets here; this is our own fault, and must not cost the slot.
+                except BaseException as error:
+                    # Nothing of a task gets here; this is our own fault, and must cost neither the slot nor the task.
                     logger.exception("A slot failed outside of its task")
+                    failed = Failed(error=execute.describe(error), retry_in=_FAULT_RETRY_SECONDS)
+                    host.ended(Ended(claim, failed, None, clock.timestamp()))
                 busy.pop(me, None)
                 if me in self._abandoned:
                     break
         finally:
             connections.close_all()
+            # The system gives this number to another thread some day.
+            self._abandoned.discard(me)
 
     def submit(self, claims: Sequence[Claim]) -> None:
         put = self._line.put
