@@ -1,0 +1,210 @@
+"""Say in one honest sentence why a task runs, does not run, or is over."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from django_taskq import clock
+from django_taskq.domain.states import DeadReason, State
+from django_taskq.models import Duty, FinishedTask, Queue, Task, TaskType, Worker
+from django_taskq.models.tasks import TaskRow
+from django_taskq.ops import snapshot
+from django_taskq.store.vendors.literal import Literal
+
+__all__ = ["duration", "explain"]
+
+# Counting who stands in front stops here.
+AHEAD_CAP = 1000
+
+
+def explain(alias: str, row: TaskRow, *, now: datetime | None = None) -> str:
+    """
+    Return why this task is where it is, as far as the database tells.
+
+    At most five small queries. What it says held at the moment it looked.
+    """
+    now = now or clock.now()
+    match row:
+        case FinishedTask():
+            return _ended(row, now)
+        case Task():
+            return _live(alias, row, now)
+    raise TypeError(f"explain needs a task, got {type(row).__name__}")
+
+
+def duration(span: timedelta) -> str:
+    """Return a span as people write it: 0.4 s, 1 min 12 s, 3 d 4 h. A negative span shows as 0 s."""
+    seconds = max(0.0, span.total_seconds())
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    first = next(at for at, (count, _unit) in enumerate(parts) if count)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count)
+
+
+# Ended
+
+
+def _ended(row: FinishedTask, now: datetime) -> str:
+    ago = duration(now - row.finished_at)
+    match State(row.state):
+        case State.SUCCEEDED:
+            return _("It succeeded %(ago)s ago, in attempt %(attempt)d.") % {"ago": ago, "attempt": row.attempt}
+        case State.CANCELLED:
+            return _("It was cancelled %(ago)s ago. It runs again only if somebody replays it.") % {"ago": ago}
+        case _other:
+            text = _("It died %(ago)s ago: %(why)s.") % {"ago": ago, "why": _death(row)}
+            if row.resolved_at is not None:
+                return text + " " + _("It was discarded, and can still be replayed.")
+            return text + " " + _("It runs again only if somebody replays it.")
+
+
+def _death(row: FinishedTask) -> str:
+    try:
+        reason = DeadReason(row.reason or "")
+    except ValueError:
+        return row.reason or _("no reason was recorded")
+    match reason:
+        case DeadReason.EXHAUSTED:
+            return ngettext(
+                "its only attempt failed",
+                "%(count)d of %(most)d attempts were used and the last one failed",
+                row.attempt,
+            ) % {"count": row.attempt, "most": row.max_attempts}
+        case DeadReason.CRASHED:
+            return _("it failed with an error that is never retried")
+        case DeadReason.BUDGET:
+            return _("its time budget was over")
+        case DeadReason.EXPIRED:
+            return _("it had not started before it expired")
+        case DeadReason.GAVE_UP:
+            return _("it gave up by itself")
+        case DeadReason.UNKNOWN_TASK:
+            return _("no worker knew a task of its name")
+        case DeadReason.UNDECODABLE:
+            return _("its arguments could not be read")
+        case DeadReason.LOST:
+            return _("its worker was lost or stopped, and it may not be run a second time")
+        case DeadReason.MOVED:
+            return _("somebody moved it to the dead letters")
+    assert_never(reason)
+
+
+# Live
+
+
+def _live(alias: str, row: Task, now: datetime) -> str:
+    state = State(row.state)
+    match state:
+        case State.RUNNING:
+            return _running(alias, row, now)
+        case State.SCHEDULED:
+            return _scheduled(alias, row, now)
+        case State.READY:
+            return _ready(alias, row, now)
+        case State.WAITING:
+            return _("It waits until the tasks before it have succeeded.")
+        case State.PARKED:
+            return _("It waits until its limit has room.")
+        case _other:
+            raise ValueError(f"a {state.name.lower()} task is not live")
+
+
+def _running(alias: str, row: Task, now: datetime) -> str:
+    worker = Worker.objects.using(alias).filter(pk=row.worker_id or 0).first()
+    if worker is None or worker.state == Worker.State.DEAD:
+        return _("Its worker is gone; another worker takes the task over within seconds, if one is alive.")
+    if snapshot.is_stale(worker, now):
+        return _(
+            "Its worker %(name)s has been silent for %(silent)s, longer than its lease of %(lease)d s; "
+            "another worker takes the task over, if one is alive."
+        ) % {"name": worker.name, "silent": duration(now - worker.beat_at), "lease": worker.lease_seconds}
+    facts = {"name": worker.name, "number": row.attempt, "most": row.max_attempts}
+    if row.cancel:
+        return _("It runs on %(name)s and was asked to stop; it ends when it listens.") % facts
+    if row.started_at is None:
+        return _("Worker %(name)s holds it for attempt %(number)d of %(most)d.") % facts
+    return _("It runs on %(name)s, attempt %(number)d of %(most)d, claimed %(since)s ago.") % {
+        **facts,
+        "since": duration(now - row.started_at),
+    }
+
+
+def _scheduled(alias: str, row: Task, now: datetime) -> str:
+    if row.run_after is None:
+        return _("It is scheduled but has no time at which to run; this should not be.")
+    if row.run_after > now:
+        facts = {"wait": duration(row.run_after - now), "number": row.attempt, "most": row.max_attempts}
+        if row.attempt:
+            text = _("Attempt %(number)d of %(most)d did not succeed; the next may start in %(wait)s.") % facts
+        else:
+            text = _("Its time has not come: it may start in %(wait)s.") % facts
+    else:
+        text = _("It has been due for %(late)s.") % {"late": duration(now - row.run_after)}
+        if not Duty.objects.using(alias).filter(until__gt=now).exclude(worker_id=0).exists():
+            return text + " " + _("No worker does the upkeep that makes it ready: none is alive.")
+        text += " " + _("A worker makes it ready any moment.")
+    obstacle = _obstacle(alias, row, now)
+    return f"{text} {obstacle}" if obstacle else text
+
+
+def _ready(alias: str, row: Task, now: datetime) -> str:
+    if row.expires_at is not None and row.expires_at <= now:
+        return _("It expired %(ago)s ago and dies as soon as a worker takes it.") % {
+            "ago": duration(now - row.expires_at)
+        }
+    obstacle = _obstacle(alias, row, now)
+    if obstacle:
+        return obstacle
+    ahead = _ahead(alias, row)
+    if ahead > AHEAD_CAP:
+        return _("It is ready; more than %(cap)d tasks of its queue come first.") % {"cap": AHEAD_CAP}
+    if ahead:
+        return ngettext(
+            "It is ready; %(count)d task of its queue comes first.",
+            "It is ready; %(count)d tasks of its queue come first.",
+            ahead,
+        ) % {"count": ahead}
+    return _("It is ready and the next of its queue; it starts as soon as a worker has a free slot.")
+
+
+def _obstacle(alias: str, row: Task, now: datetime) -> str:
+    """Return what would keep a due task from being claimed, empty if nothing is known to."""
+    queue = Queue.objects.using(alias).filter(pk=row.queue, paused=True).first()
+    if queue is not None:
+        return _paused(queue, now)
+    alive = [worker for worker in snapshot.workers(alias) if not snapshot.is_stale(worker, now)]
+    if not alive:
+        return _("No worker is alive.")
+    if not any(snapshot.listens_to(worker, row.queue) for worker in alive):
+        return ngettext(
+            "The only worker that is alive does not serve the queue “%(queue)s”.",
+            "None of the %(count)d workers that are alive serves the queue “%(queue)s”.",
+            len(alive),
+        ) % {"count": len(alive), "queue": row.queue}
+    if not TaskType.objects.using(alias).filter(pk=row.name).exists():
+        return _("No worker has ever announced a task called “%(name)s”.") % {"name": row.name}
+    return ""
+
+
+def _paused(queue: Queue, now: datetime) -> str:
+    text = _("The queue “%(queue)s” is paused") % {"queue": queue.name}
+    if queue.paused_by:
+        text += " " + _("by %(who)s") % {"who": queue.paused_by}
+    if queue.paused_at is not None:
+        text += " " + _("since %(since)s") % {"since": duration(now - queue.paused_at)}
+    return f"{text} ({queue.pause_reason})." if queue.pause_reason else f"{text}."
+
+
+def _ahead(alias: str, row: Task) -> int:
+    ready = Task.objects.using(alias).filter(queue=row.queue, state=Literal(State.READY)).order_by("rank", "id")
+    more_urgent = ready.filter(rank__lt=row.rank).values_list("id")[: AHEAD_CAP + 1]
+    count = len(more_urgent)
+    if count <= AHEAD_CAP:
+        count += len(ready.filter(rank=row.rank, pk__lt=row.pk).values_list("id")[: AHEAD_CAP + 1 - count])
+    return count
