@@ -96,6 +96,13 @@ class Task(TaskRow):
     class Meta:
         verbose_name = _("task")
         verbose_name_plural = _("tasks")
+        # One per verb, for tasks in every table.
+        permissions = [
+            ("cancel_task", _("Can cancel tasks")),
+            ("replay_task", _("Can replay dead and cancelled tasks")),
+            ("discard_task", _("Can discard dead tasks")),
+            ("kill_task", _("Can move waiting tasks to the dead letters")),
+        ]
         indexes = [
             LiveIndex(
                 name="taskq_task_claim",
@@ -145,6 +152,13 @@ class FinishedTask(TaskRow):
                 fields=["state", "id"],
                 partial=["id"],
                 where=Q(state=int(State.DEAD)),
+            ),
+            # The open dead letters, last died first. Costs a success nothing where indexes can be partial.
+            LiveIndex(
+                name="taskq_finished_open",
+                fields=["state", "resolved_at", "finished_at"],
+                partial=["finished_at", "id"],
+                where=Q(state=int(State.DEAD), resolved_at__isnull=True),
             ),
             LiveIndex(
                 name="taskq_finished_delete_at", fields=["delete_at"], where=Q(delete_at__isnull=False)
