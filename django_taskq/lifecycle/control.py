@@ -107,6 +107,7 @@ def cancel(
         if ended or running:
             store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, rows=[*ended, *running])
         events.emit_on_commit(
+            events.TaskCancelled,
             (
                 events.TaskCancelled(
                     task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias
@@ -163,6 +164,7 @@ def replay(
         for queue in {row.queue for row in rows}:
             wake.after_commit(alias, queue, ready=True, notify=conf.options().notify)
         events.emit_on_commit(
+            events.TaskReplayed,
             (
                 events.TaskReplayed(
                     task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias, actor=actor
@@ -208,6 +210,7 @@ def discard(
         if ended:
             store.audit(alias, actor=actor, action="discard", now=now, reason=reason, rows=ended)
         events.emit_on_commit(
+            events.TaskDiscarded,
             (
                 events.TaskDiscarded(
                     task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias, actor=actor
@@ -243,6 +246,7 @@ def kill(
         if ended:
             store.audit(alias, actor=actor, action="kill", now=now, reason=reason, rows=ended)
         events.emit_on_commit(
+            events.TaskDead,
             (
                 events.TaskDead(
                     task_id=str(row.pk),
@@ -270,7 +274,9 @@ def pause(queue: str, *, actor: str = "", reason: str = "", alias: str | None = 
     if not queue_store.pause(alias, queue, actor=actor, reason=reason, now=now):
         return False
     store.audit(alias, actor=actor, action="pause", now=now, reason=reason, target=queue)
-    events.emit_on_commit([events.QueuePaused(queue=queue, actor=actor, reason=reason)], using=alias)
+    if events.wanted(events.QueuePaused):
+        paused = events.QueuePaused(queue=queue, actor=actor, reason=reason)
+        events.emit_on_commit(events.QueuePaused, [paused], using=alias)
     return True
 
 
@@ -281,5 +287,6 @@ def resume(queue: str, *, actor: str = "", reason: str = "", alias: str | None =
         return False
     store.audit(alias, actor=actor, action="resume", now=clock.now(), reason=reason, target=queue)
     wake.after_commit(alias, queue, ready=True, notify=conf.options().notify)
-    events.emit_on_commit([events.QueueResumed(queue=queue, actor=actor)], using=alias)
+    if events.wanted(events.QueueResumed):
+        events.emit_on_commit(events.QueueResumed, [events.QueueResumed(queue=queue, actor=actor)], using=alias)
     return True

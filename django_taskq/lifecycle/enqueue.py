@@ -158,10 +158,14 @@ def _announce(
     run_after: datetime | None,
     on_stored: Callable[[Stored], Any] | None,
 ) -> None:
+    if events.wanted(events.TasksStored):
+        told = events.TasksStored(task=name, queue=queue, count=len(stored.ids), alias=stored.alias)
+        events.emit_on_commit(events.TasksStored, [told], using=stored.alias)
     if not events.wanted(events.TaskEnqueued):
         return
     results = on_stored(stored) if on_stored is not None else None
     events.emit_on_commit(
+        events.TaskEnqueued,
         (
             events.TaskEnqueued(
                 task_id=public_id(number),

@@ -209,6 +209,9 @@ def _emit(
     alias: str,
     vendor: Vendor,
 ) -> None:
+    if events.wanted(events.AttemptsSettled):
+        settled = [pair for pair in decided if pair[0].claim.key in held] if refused else decided
+        events.emit(events.AttemptsSettled(settled=settled, refused=refused, alias=alias))
     wants_success = events.wanted(events.TaskSucceeded)
     for ended, transition in decided:
         if ended.claim.key not in held:
@@ -217,8 +220,9 @@ def _emit(
             if wants_success:
                 events.emit(_success(ended, transition, alias, vendor))
             continue
-        for event in _told(ended, transition, alias, vendor):
-            events.emit(event)
+        for kind, facts in _told(ended, transition):
+            if events.wanted(kind):
+                events.emit(kind(**_facts_of(ended, alias, vendor), **facts))
     for ended in refused:
         if events.wanted(events.SettlementRefused):
             events.emit(
@@ -254,36 +258,39 @@ def _success(ended: Ended, transition: Transition, alias: str, vendor: Vendor) -
     )
 
 
-def _told(ended: Ended, transition: Transition, alias: str, vendor: Vendor) -> Iterable[events.Event]:
-    """Return the events of one transition that is not a success, in order."""
-    facts = _facts_of(ended, alias, vendor)
+def _told(ended: Ended, transition: Transition) -> Iterable[tuple[type[events.TaskEvent], dict[str, Any]]]:
+    """Return the events of one transition that is not a success, in order: each kind with its own facts."""
     worker_id = leases.worker_of(ended.claim.lease)
     run_seconds = 0.0 if ended.started is None else ended.ended - ended.started
     if isinstance(ended.outcome, Lost):
-        yield events.TaskRescued(**facts, worker_id=worker_id)
+        yield events.TaskRescued, {"worker_id": worker_id}
     if transition.error is not None:
-        yield events.TaskFailed(
-            **facts,
-            worker_id=worker_id,
-            outcome=transition.record or "",
-            run_seconds=run_seconds,
-            error=transition.error,
+        yield (
+            events.TaskFailed,
+            {
+                "worker_id": worker_id,
+                "outcome": transition.record or "",
+                "run_seconds": run_seconds,
+                "error": transition.error,
+            },
         )
     match transition.state:
         case State.DEAD:
-            yield events.TaskDead(
-                **facts,
-                reason=transition.reason.value if transition.reason else "",
-                run_seconds=run_seconds,
-                error=transition.error,
-                exception=ended.exception,
-                claim=ended,
+            yield (
+                events.TaskDead,
+                {
+                    "reason": transition.reason.value if transition.reason else "",
+                    "run_seconds": run_seconds,
+                    "error": transition.error,
+                    "exception": ended.exception,
+                    "claim": ended,
+                },
             )
         case State.CANCELLED:
-            yield events.TaskCancelled(**facts, claim=ended, exception=ended.exception)
+            yield events.TaskCancelled, {"claim": ended, "exception": ended.exception}
         case _ if transition.error is not None:
-            yield events.TaskRetried(**facts, run_after=transition.run_after)
+            yield events.TaskRetried, {"run_after": transition.run_after}
         case _ if isinstance(ended.outcome, Snoozed):
-            yield events.TaskSnoozed(**facts, run_after=transition.run_after)
+            yield events.TaskSnoozed, {"run_after": transition.run_after}
         case _ if isinstance(ended.outcome, Interrupted) and ended.outcome.started:
-            yield events.TaskInterrupted(**facts, worker_id=worker_id)
+            yield events.TaskInterrupted, {"worker_id": worker_id}

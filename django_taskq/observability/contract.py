@@ -11,80 +11,52 @@ building a result and a log record costs as much as running the task.
 from __future__ import annotations
 
 import logging
-import time
-import weakref
-from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
-from django_taskq import conf, events
+from django.utils.log import RequireDebugFalse, RequireDebugTrue
+
+from django_taskq import events
 from django_taskq.compat import contract_of, contracts
 from django_taskq.lifecycle import definitions
-from django_taskq.lifecycle.results import result_of_claim
+from django_taskq.lifecycle.results import result_of_claim, result_of_row
+from django_taskq.store import tasks as store
 
-__all__ = ["install"]
-
-_LOOK_SECONDS = 1.0
+__all__ = ["install", "would_be_written"]
 
 
 def install() -> None:
     """Start to listen."""
-    events.subscribe(events.TaskEnqueued, _enqueued, when=_heard("task_enqueued", logging.DEBUG))
-    events.subscribe(events.TaskStarted, _started, when=_heard("task_started", logging.INFO))
-    events.subscribe(events.TaskSucceeded, _succeeded, when=_heard("task_finished", logging.INFO))
-    finished = _heard("task_finished", logging.ERROR)
+    events.subscribe(events.TaskEnqueued, _enqueued, when=partial(_is_heard, "task_enqueued", logging.DEBUG))
+    events.subscribe(events.TaskStarted, _started, when=partial(_is_heard, "task_started", logging.INFO))
+    events.subscribe(events.TaskSucceeded, _succeeded, when=partial(_is_heard, "task_finished", logging.INFO))
+    finished = partial(_is_heard, "task_finished", logging.ERROR)
     events.subscribe(events.TaskDead, _dead, when=finished)
     events.subscribe(events.TaskCancelled, _cancelled, when=finished)
 
 
-def _heard(name: str, level: int) -> Callable[[], bool]:
-    """Return a cheap test whether anybody hears a signal; looked up once a second."""
-    seen = [0.0, 0]
-
-    def heard() -> bool:
-        tick = time.monotonic()
-        if tick - seen[0] > _LOOK_SECONDS or not seen[0]:
-            seen[0], seen[1] = tick, any(_is_heard(contract, name, level) for contract in contracts())
-        return bool(seen[1])
-
-    return heard
-
-
-def _is_heard(contract: Any, name: str, level: int) -> bool:
-    signal = getattr(contract.signals, name)
-    own = getattr(contract.signals, f"log_{name}", None)
-    receivers = [found() if isinstance(found, weakref.ReferenceType) else found for _, found, *_ in signal.receivers]
-    if any(receiver is not own for receiver in receivers):
-        return True
-    return own in receivers and would_be_written(logging.getLogger(contract.name), level)
+def _is_heard(name: str, level: int) -> bool:
+    """Return whether anybody hears a signal of the contract just now."""
+    for contract in contracts():
+        receivers = getattr(contract.signals, name).receivers
+        # Each receiver begins with its key: (id of the function, id of the sender).
+        own = id(getattr(contract.signals, f"log_{name}", None))
+        if any(receiver[0][0] != own for receiver in receivers):
+            return True
+        if receivers and would_be_written(_logger(contract.name), level):
+            return True
+    return False
 
 
-def would_be_written(logger: logging.Logger, level: int) -> bool:
-    """Return whether a record of this level would reach any handler that does not drop it."""
-    if not logger.isEnabledFor(level):
-        return False
-    found: logging.Logger | None = logger
-    has_handlers = False
-    while found is not None:
-        for handler in found.handlers:
-            has_handlers = True
-            if level >= handler.level and not any(map(_drops, handler.filters)) and not isinstance(
-                handler, logging.NullHandler
-            ):
-                return True
-        if not found.propagate:
-            break
-        found = found.parent
-    return not has_handlers and logging.lastResort is not None and level >= logging.lastResort.level
-
-
-def _drops(given: Any) -> bool:
-    name = type(given).__name__
-    return (name == "RequireDebugTrue" and not conf.is_debug()) or (name == "RequireDebugFalse" and conf.is_debug())
+# getLogger takes a lock, and this is asked for every batch.
+_logger = lru_cache(maxsize=4)(logging.getLogger)
 
 
 def _enqueued(event: events.TaskEnqueued) -> None:
     if event.result is not None:
-        contract_of(event.result.task).signals.task_enqueued.send(_sender(event.result.task), task_result=event.result)
+        contract_of(event.result.task).signals.task_enqueued.send_robust(
+            sender=_sender(event.result.task), task_result=event.result
+        )
 
 
 def _sender(task: Any) -> type[Any]:
@@ -96,7 +68,7 @@ def _started(event: events.TaskStarted) -> None:
     result = result_of_claim(
         run.claim, run.task, event.task_id, alias=event.alias, status="RUNNING", started=run.started
     )
-    contract_of(run.task).signals.task_started.send(sender=_sender(run.task), task_result=result)
+    contract_of(run.task).signals.task_started.send_robust(sender=_sender(run.task), task_result=result)
 
 
 def _succeeded(event: events.TaskSucceeded) -> None:
@@ -114,7 +86,7 @@ def _succeeded(event: events.TaskSucceeded) -> None:
         finished=ended.ended,
         value=event.result,
     )
-    contract_of(task).signals.task_finished.send(_sender(task), task_result=result)
+    contract_of(task).signals.task_finished.send_robust(sender=_sender(task), task_result=result)
 
 
 def _dead(event: events.TaskDead) -> None:
@@ -127,11 +99,29 @@ def _cancelled(event: events.TaskCancelled) -> None:
 
 
 def _finish(event: events.TaskDead | events.TaskCancelled, error: tuple[str, str]) -> None:
-    ended = event.claim
-    task = None if ended is None else definitions.find(event.task)
+    task = definitions.find(event.task)
     if task is None:
         return
-    result = result_of_claim(
+    result = _result_of_row(event, task) if event.claim is None else _result_of_attempt(event, task, error)
+    if result is None:
+        return
+    signal = contract_of(task).signals.task_finished
+    if event.exception is None:
+        signal.send_robust(sender=_sender(task), task_result=result)
+        return
+    traceback = event.exception.__traceback__
+    try:
+        raise event.exception
+    except BaseException:  # noqa: BLE001 - whatever ended the task is handed on
+        signal.send_robust(sender=_sender(task), task_result=result)
+    finally:
+        # Raising it added this frame, which is no part of what went wrong.
+        event.exception.__traceback__ = traceback
+
+
+def _result_of_attempt(event: events.TaskDead | events.TaskCancelled, task: Any, error: tuple[str, str]) -> Any:
+    ended = event.claim
+    return result_of_claim(
         ended.claim,
         task,
         event.task_id,
@@ -141,11 +131,11 @@ def _finish(event: events.TaskDead | events.TaskCancelled, error: tuple[str, str
         finished=ended.ended,
         error=error,
     )
-    signal = contract_of(task).signals.task_finished
-    if event.exception is None:
-        signal.send(_sender(task), task_result=result)
-        return
-    try:
-        raise event.exception
-    except BaseException:
-        signal.send(_sender(task), task_result=result)
+
+
+def _result_of_row(event: events.TaskDead | events.TaskCancelled, task: Any) -> Any:
+    """Return the result of a task that an operator ended while it waited; None if it is gone already."""
+    row = store.find(event.alias, event.task_id)
+    if row is None:
+        return None
+    return result_of_row(row, task, store.attempts_of(event.alias, row.pk), backend=task.backend)

@@ -15,6 +15,8 @@ import os
 import socket
 import threading
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -39,7 +41,7 @@ from django_taskq.worker.executors import Executor, make_executor
 from django_taskq.worker.executors.base import is_written
 from django_taskq.worker.wakeup import Wakeup
 
-__all__ = ["Plan", "Worker"]
+__all__ = ["Plan", "Worker", "workers_here"]
 
 logger = logging.getLogger("django_taskq")
 
@@ -54,6 +56,7 @@ _BACKOFF_MOST = 5.0
 _GOODBYE_SECONDS = 2.0
 _WRITE_SECONDS = 5.0
 _NOT_BEGUN = Interrupted(started=False)
+_here: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +156,7 @@ class Worker:
                 loops["duties"] = self._duty_loop
             # "running" first: a loop that fails at once must be able to stop the worker.
             self._state = "running"
+            _here.add(self)
             for name, target in loops.items():
                 # Daemon: a database that never answers must not keep a stopped worker's process alive.
                 thread = threading.Thread(target=self._guarded(target), name=f"taskq-{name}", daemon=True)
@@ -209,6 +213,15 @@ class Worker:
     def running(self) -> int:
         """How many tasks run just now."""
         return len(self._runs)
+
+    @property
+    def in_flight(self) -> int:
+        """How many claimed tasks this worker holds that are not settled: in line, running, or waiting to be written."""
+        return self._unwritten()
+
+    def running_by_queue(self) -> dict[str, int]:
+        """Return how many tasks of each queue run just now."""
+        return dict(Counter(run.claim.queue for run in list(self._runs.values())))
 
     @property
     def beat_age(self) -> float:
@@ -772,6 +785,11 @@ def in_own_thread(work: Callable[[], None], *, timeout: float | None = None) -> 
         raise TimeoutError(f"no answer from the database within {timeout:g} seconds")
     if raised:
         raise raised[0]
+
+
+def workers_here() -> list[Worker]:
+    """Return the workers of this process that were started and have not stopped."""
+    return [worker for worker in list(_here) if worker.state not in {"new", "stopped"}]
 
 
 def resident_megabytes() -> int | None:
