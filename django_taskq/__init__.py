@@ -28,6 +28,8 @@ from django_taskq.domain.retry import Exponential, Fixed, Steps
 from django_taskq.exceptions import (
     BudgetExceeded,
     Cancel,
+    EnqueueCancelled,
+    EnqueueTimeout,
     GiveUp,
     InvalidOptions,
     InvalidPayload,
@@ -39,6 +41,7 @@ from django_taskq.exceptions import (
     TaskNotFound,
     TaskqError,
     TaskTimeout,
+    UnsupportedCapability,
     WaitTimeout,
 )
 
@@ -46,13 +49,15 @@ from django_taskq.exceptions import (
 from django_taskq.task import Signature, Task, task
 
 if TYPE_CHECKING:
-    from django_taskq.lifecycle.results import TaskContext
+    from django_taskq.lifecycle.results import TaskContext, TaskResult
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BudgetExceeded",
     "Cancel",
+    "EnqueueCancelled",
+    "EnqueueTimeout",
     "Exponential",
     "Fixed",
     "GiveUp",
@@ -68,8 +73,10 @@ __all__ = [
     "TaskCancelled",
     "TaskContext",
     "TaskNotFound",
+    "TaskResult",
     "TaskTimeout",
     "TaskqError",
+    "UnsupportedCapability",
     "WaitTimeout",
     "acancel",
     "areplay",
@@ -86,8 +93,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Needs the models, which are not there while INSTALLED_APPS is being imported.
-    if name == "TaskContext":
-        from django_taskq.lifecycle.results import TaskContext
+    if name in ("TaskContext", "TaskResult"):
+        from django_taskq.lifecycle import results
 
-        return TaskContext
+        return getattr(results, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,33 +8,67 @@ imported: they hold no state, and import models inside methods only.
 from __future__ import annotations
 
 import asyncio
-import threading
+import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from dataclasses import replace
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 
 from django_taskq import clock, conf
 from django_taskq.api import EnqueuedTasks
-from django_taskq.compat import BaseTaskBackend, contract_of, contracts, invalid_task, result_not_found
+from django_taskq.compat import (
+    BaseTaskBackend,
+    Contract,
+    contract_of,
+    contracts,
+    invalid_backend,
+    invalid_task,
+    result_not_found,
+)
 from django_taskq.exceptions import InvalidOptions, UnsupportedCapability
-from django_taskq.task import Task
+from django_taskq.task import NAME_LENGTH, QUEUE_LENGTH, Task, task_class_of
+
+if TYPE_CHECKING:
+    from django_taskq.lifecycle.enqueue import Withdrawal
 
 __all__ = ["DatabaseBackend", "ImmediateBackend", "NullBackend", "implicit_backend"]
+
+
+class _TaskClass:
+    """What ``task_class`` is: our definition, of the kind that the contract which asks knows."""
+
+    def __get__(self, backend: Any, owner: type[Any]) -> type[Any]:
+        for contract in contracts()[1:]:
+            if backend is not None and _holds(contract, backend):
+                return task_class_of(contract)
+        return Task
+
+
+def _holds(contract: Contract, backend: Any) -> bool:
+    """Return whether a contract's handler made this backend object."""
+    try:
+        return contract.handler[backend.alias] is backend
+    except contract.error("InvalidTaskBackend"):
+        return False
 
 
 class _Validated(BaseTaskBackend):
     """What all our backends share: our task class, and errors of every contract."""
 
-    task_class = Task
+    task_class = _TaskClass()
 
     def validate_task(self, task: Any) -> None:
         """Raise InvalidTask, of whichever contract the caller knows, for a task this backend cannot take."""
+        _check_plain_values(task)
         try:
             super().validate_task(task)
         except tuple(contract.error("InvalidTask") for contract in contracts()) as error:
             raise invalid_task(str(error)) from None
+        if task.func.__name__ == "<lambda>":
+            raise invalid_task("Task function must have a name: no worker can import a lambda.")
 
     def supports(self, capability: str) -> bool:
         """Return whether this backend can "defer", "get_result", "priority", "async", "pause" or "stats"."""
@@ -46,6 +80,20 @@ class _Validated(BaseTaskBackend):
         """Raise UnsupportedCapability unless the backend supports it."""
         if not self.supports(capability):
             raise UnsupportedCapability(capability, type(self).__name__)
+
+
+def _check_plain_values(task: Any) -> None:
+    """Refuse what would break the contract's own checks half-way, or the database later."""
+    if not isinstance(task.priority, int | float) or not math.isfinite(task.priority):
+        raise invalid_task(f"priority must be a whole number, got {task.priority!r}.")
+    if task.run_after is not None and not isinstance(task.run_after, datetime):
+        raise invalid_task(f"run_after must be an aware datetime, got {task.run_after!r}.")
+    if not isinstance(task.queue_name, str) or not 0 < len(task.queue_name) <= QUEUE_LENGTH:
+        raise invalid_task(f"queue_name must have 1 to {QUEUE_LENGTH} characters, got {task.queue_name!r}.")
+    if not isinstance(task, Task) and len(getattr(task.func, "__qualname__", "")) > NAME_LENGTH // 2:
+        path = task.module_path
+        if len(path) > NAME_LENGTH:
+            raise invalid_task(f"The path of a task must have at most {NAME_LENGTH} characters, got {path!r}.")
 
 
 class DatabaseBackend(_Validated):
@@ -71,9 +119,7 @@ class DatabaseBackend(_Validated):
         """
         return self._enqueue(task, args, kwargs, None)
 
-    def _enqueue(
-        self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], abandoned: threading.Event | None
-    ) -> Any:
+    def _enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], withdrawal: Withdrawal | None) -> Any:
         from django_taskq.lifecycle import enqueue as lifecycle
 
         self.validate_task(task)
@@ -82,7 +128,7 @@ class DatabaseBackend(_Validated):
             return [self._new_result(task, args, kwargs, stored)]
 
         stored = lifecycle.enqueue(
-            task, tuple(args), kwargs, self.taskq_options, abandoned=abandoned, on_stored=results
+            task, tuple(args), kwargs, self.taskq_options, withdrawal=withdrawal, on_stored=results
         )
         return self._new_result(task, args, kwargs, stored)
 
@@ -116,15 +162,20 @@ class DatabaseBackend(_Validated):
         If the caller is cancelled before the database accepted the task, no row
         is left; a commit that had already won stays.
         """
-        abandoned = threading.Event()
-        storing = asyncio.ensure_future(sync_to_async(self._enqueue, thread_sensitive=True)(task, args, kwargs, abandoned))
+        from django_taskq.lifecycle.enqueue import Withdrawal
+
+        withdrawal = Withdrawal(getattr(task, "cancel", None))
+        storing = asyncio.ensure_future(
+            sync_to_async(self._enqueue, thread_sensitive=True)(task, args, kwargs, withdrawal)
+        )
         try:
             return await asyncio.shield(storing)
         except asyncio.CancelledError:
-            abandoned.set()
-            await asyncio.wait([storing])
-            if not storing.cancelled():
-                storing.exception()
+            storing.add_done_callback(_hear)
+            if withdrawal.give_up():
+                # The row must be gone when the caller goes on; a statement that waits for a lock is not waited for.
+                await asyncio.to_thread(withdrawal.interrupt)
+                await asyncio.wait([storing])
             raise
 
     def get_result(self, result_id: str) -> Any:
@@ -143,21 +194,38 @@ class DatabaseBackend(_Validated):
             raise result_not_found(f"task {result_id} is called {row.name!r}, which leads to no task here")
         needs_attempts = row.attempt > 1 or row.state not in (2, 3)
         attempts = store.attempts_of(alias, row.pk) if needs_attempts else []
-        return result_of_row(row, _of_backend(task, self.alias), attempts, backend=self.alias)
+        return result_of_row(row, _as_enqueued(task, row, self.alias), attempts, backend=self.alias)
 
     def check(self, **kwargs: Any) -> list[Any]:
         """Return nothing: ``checks.py`` looks at all aliases together."""
         return []
 
 
-def _of_backend(task: Any, alias: str) -> Any:
-    """Return the task as it would be had it been enqueued on this alias."""
-    return task if task.backend == alias else task.using(backend=alias)
+def _hear(storing: asyncio.Future[Any]) -> None:
+    """Take note of how an enqueue ended that nobody waits for, so that the loop does not complain."""
+    if not storing.cancelled():
+        storing.exception()
+
+
+def _invalid() -> tuple[type[Exception], ...]:
+    return (InvalidOptions, *(contract.error("InvalidTask") for contract in contracts()))
+
+
+def _as_enqueued(task: Any, row: Any, alias: str) -> Any:
+    """Return the definition with the backend, queue, priority and time that this task has."""
+    given = {"backend": alias, "queue_name": row.queue, "priority": row.priority, "run_after": row.run_after}
+    if all(getattr(task, name) == value for name, value in given.items()):
+        return task
+    try:
+        return replace(task, **given)
+    except _invalid():
+        # Its queue or its options have become invalid since: the result can still be shown.
+        return task
 
 
 class ImmediateBackend(_Validated):
     """
-    Runs each task at once, in the calling thread, with arguments and result going through JSON as they would in the database.
+    Runs each task at once, in the calling thread; arguments and result go through JSON as in the database.
 
     No retries, no delays: ``run_after`` is refused. For development and tests.
     """
@@ -177,9 +245,7 @@ class ImmediateBackend(_Validated):
         limit = conf.options().max_payload_bytes
         text = payload.encode_arguments(tuple(args), kwargs, limit=limit)
         plain_args, plain_kwargs = payload.decode_arguments(text)
-        result = new_result(
-            task, str(uuid7()), plain_args, plain_kwargs, backend=self.alias, enqueued_at=clock.now()
-        )
+        result = new_result(task, str(uuid7()), plain_args, plain_kwargs, backend=self.alias, enqueued_at=clock.now())
         contract = contract_of(task)
         contract.signals.task_enqueued.send(type(self), task_result=result)
         execute.run_immediately(result, sender=type(self))
@@ -207,9 +273,7 @@ class NullBackend(_Validated):
         self.validate_task(task)
         text = payload.encode_arguments(tuple(args), kwargs, limit=conf.options().max_payload_bytes)
         plain_args, plain_kwargs = payload.decode_arguments(text)
-        result = new_result(
-            task, str(uuid7()), plain_args, plain_kwargs, backend=self.alias, enqueued_at=clock.now()
-        )
+        result = new_result(task, str(uuid7()), plain_args, plain_kwargs, backend=self.alias, enqueued_at=clock.now())
         contract_of(task).signals.task_enqueued.send(type(self), task_result=result)
         return result
 
@@ -218,7 +282,7 @@ class NullBackend(_Validated):
         return [self.enqueue(task, args, kwargs) for args, kwargs in calls]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _implicit(alias: str) -> DatabaseBackend:
     return DatabaseBackend(alias=alias, params={"QUEUES": []})
 
@@ -227,10 +291,8 @@ def implicit_backend(alias: str) -> DatabaseBackend:
     """
     Return the backend of a project that set up none.
 
-    Raise InvalidOptions for an alias that TASKS would have to name.
+    Raise InvalidTaskBackend for an alias that TASKS would have to name.
     """
     if alias != "default":
-        raise InvalidOptions(
-            f"no backend is called {alias!r}; name it in the TASKS setting", field="backend", code="unknown"
-        )
+        raise invalid_backend(f"no backend is called {alias!r}; name it in the TASKS setting")
     return _implicit(alias)

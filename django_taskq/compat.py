@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.core.exceptions import ImproperlyConfigured
 
-from django_taskq.exceptions import TaskNotFound
+from django_taskq.exceptions import InvalidOptions, TaskNotFound
 
 __all__ = [
     "HAS_CORE_TASKS",
     "BaseTaskBackend",
     "Contract",
     "TaskBase",
+    "TaskContextBase",
     "TaskResultBase",
+    "contract_named",
     "contract_of",
     "contracts",
+    "invalid_backend",
     "invalid_task",
     "primary",
     "result_not_found",
@@ -50,10 +53,15 @@ class Contract:
     errors: ModuleType
     normalize_json: Callable[[Any], Any]
 
+    @property
+    def handler(self) -> Any:
+        """The object that holds the backends, by alias and for each thread its own."""
+        return import_module(self.name).task_backends
+
     def error(self, name: str) -> type[Exception]:
         """Return an exception class; the backport spelled some of them with "Error" at the end."""
-        found = getattr(self.errors, name, None) or getattr(self.errors, f"{name}Error")
-        return found  # type: ignore[no-any-return]  # a module's attribute
+        found: type[Exception] | None = getattr(self.errors, name, None)
+        return found or getattr(self.errors, f"{name}Error")
 
 
 def _load(name: str, json_module: str) -> Contract:
@@ -67,12 +75,12 @@ def _load(name: str, json_module: str) -> Contract:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _core() -> Contract | None:
     return _load("django.tasks", "django.utils.json") if HAS_CORE_TASKS else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backport() -> Contract | None:
     return _load("django_tasks", "django_tasks.utils") if find_spec("django_tasks") else None
 
@@ -108,13 +116,26 @@ def contract_of(task: object) -> Contract:
     return primary
 
 
+def contract_named(name: str) -> Contract:
+    """Return the contract of this name, the primary one where that is not in this process."""
+    return next((contract for contract in contracts() if contract.name == name), primary)
+
+
 if TYPE_CHECKING:
     from django.tasks.backends.base import BaseTaskBackend
     from django.tasks.base import Task as TaskBase
+    from django.tasks.base import TaskContext as TaskContextBase
     from django.tasks.base import TaskResult as TaskResultBase
 else:
+
+    class _AsInTheStubs:
+        # The stubs have type parameters, Django's own class takes none.
+        def __getitem__(self, parameters: object) -> type:
+            return primary.base.Task
+
     BaseTaskBackend = primary.backends.BaseTaskBackend
-    TaskBase = primary.base.Task
+    TaskBase = _AsInTheStubs()
+    TaskContextBase = primary.base.TaskContext
     TaskResultBase = primary.base.TaskResult
 
 
@@ -132,16 +153,28 @@ def _installed_backport() -> Contract | None:
     return None
 
 
-@lru_cache(maxsize=None)
-def _raised(name: str, bases: tuple[type[Exception], ...]) -> type[Exception]:
-    return type(name, bases, {"__module__": __name__, "__doc__": f"{name} of every contract in this process."})
+@cache
+def _raised(name: str, bases: tuple[type[Exception], ...]) -> type[Any]:
+    made = type(name, bases, {"__module__": __name__, "__doc__": f"{name} of every contract in this process."})
+    # Where pickle looks for it: errors travel between processes.
+    globals()[name] = made
+    return made
 
 
 def invalid_task(message: str) -> Exception:
     """Return the error for a task the backend cannot take; caught as InvalidTask of either contract."""
-    return _raised("InvalidTask", _bases("InvalidTask"))(message)
+    raised: Exception = _raised("InvalidTask", _bases("InvalidTask"))(message)
+    return raised
+
+
+def invalid_backend(message: str) -> Exception:
+    """Return the error for an alias without a usable backend; caught as InvalidTaskBackend of either contract."""
+    kind = _raised("InvalidTaskBackend", (InvalidOptions, *_bases("InvalidTaskBackend")))
+    raised: Exception = kind(message, field="backend", code="unknown")
+    return raised
 
 
 def result_not_found(message: str) -> Exception:
     """Return the error for an unknown id; caught as TaskResultDoesNotExist of either contract and as TaskNotFound."""
-    return _raised("ResultNotFound", (TaskNotFound, *_bases("TaskResultDoesNotExist")))(message)
+    raised: Exception = _raised("ResultNotFound", (TaskNotFound, *_bases("TaskResultDoesNotExist")))(message)
+    return raised

@@ -72,7 +72,7 @@ class InvalidOptions(TaskqError, ValueError):
     ``field`` names the option, ``code`` the rule in one word.
     """
 
-    def __init__(self, message: str, *, field: str, code: str = "invalid") -> None:
+    def __init__(self, message: str, *, field: str = "", code: str = "invalid") -> None:
         super().__init__(message)
         self.field = field
         self.code = code
@@ -121,6 +121,9 @@ class UnsupportedCapability(TaskqError):
         super().__init__(f"{backend} does not support {capability}")
         self.capability = capability
         self.backend = backend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.capability, self.backend)
 
 
 class StoreUnavailable(TaskqError):

@@ -8,13 +8,20 @@ the rooms below are imported inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+import difflib
+import math
+import threading
+import unicodedata
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from django.utils.module_loading import import_string
 
 from django_taskq import clock, conf
-from django_taskq.compat import TaskBase, primary
+from django_taskq.compat import Contract, TaskBase, contract_named, contract_of, invalid_backend, primary
 from django_taskq.domain.retry import Curve
 from django_taskq.domain.states import Ack
 from django_taskq.exceptions import InvalidOptions
@@ -23,137 +30,206 @@ if TYPE_CHECKING:
     from typing import Self
 
     from django_taskq.api import EnqueuedTasks
+    from django_taskq.lifecycle.results import TaskContext, TaskResult
 
-__all__ = ["Signature", "Task", "task"]
+__all__ = ["Signature", "Task", "task", "task_class_of"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 Backoff = Curve | Callable[[BaseException, Any], float | None]
 Span = timedelta | float
+Call = tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
-_OWN = (
-    "aliases",
-    "max_attempts",
-    "backoff",
-    "timeout",
-    "max_time",
-    "expires",
-    "ack",
-    "keep_result",
-    "enqueue_on_commit",
-    "metadata",
-)
-_CONTRACT = ("priority", "queue_name", "run_after", "backend")
+_CONTRACT = ("priority", "queue_name", "backend", "takes_context")
+# The columns that hold them.
+NAME_LENGTH, QUEUE_LENGTH = 200, 64
+MOST_ATTEMPTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Generic[R_co]):
     """A task with its arguments, to be enqueued later. The word is Celery's."""
 
     task: Any
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] | None = None
 
-    def enqueue(self) -> Any:
+    def enqueue(self) -> TaskResult[R_co]:
         """Enqueue the task with these arguments."""
-        return self.task.enqueue(*self.args, **(self.kwargs or {}))
+        result: TaskResult[R_co] = self.task.enqueue(*self.args, **(self.kwargs or {}))
+        return result
 
-    async def aenqueue(self) -> Any:
+    async def aenqueue(self) -> TaskResult[R_co]:
         """Enqueue the task with these arguments, without blocking the event loop."""
-        return await self.task.aenqueue(*self.args, **(self.kwargs or {}))
+        result: TaskResult[R_co] = await self.task.aenqueue(*self.args, **(self.kwargs or {}))
+        return result
 
-    def using(self, **options: Any) -> Signature:
+    def using(self, **options: Any) -> Signature[R_co]:
         """Return the same call with other options."""
         return replace(self, task=self.task.using(**options))
 
 
-def _check_span(field: str, value: Any, *, zero: bool = False) -> None:
+def _seconds(span: Span) -> float:
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)
+
+
+def _check_span(field: str, value: object, *, zero: bool = False) -> None:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e10:
         raise InvalidOptions(
-            f"{field} must be a timedelta or a number of seconds, not negative, got {value!r}", field=field, code="range"
+            f"{field} must be a timedelta or a number of seconds, not negative, got {value!r}",
+            field=field,
+            code="range",
         )
     if seconds == 0 and not zero:
         raise InvalidOptions(f"{field} must be more than 0 seconds", field=field, code="range")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task(TaskBase, Generic[P, R]):  # type: ignore[misc]  # the base is chosen at run time
-    """
-    A task definition. Made by ``@task``; ``using`` returns changed copies.
+def _check_moment(field: str, value: object) -> None:
+    if not isinstance(value, datetime):
+        raise InvalidOptions(f"{field} must be an aware datetime, got {value!r}", field=field, code="type")
+    if value.utcoffset() is None:
+        if field == "run_after":
+            # Left to the backend, whose error is the contract's.
+            return
+        raise InvalidOptions(f"{field} must be an aware datetime, got {value!r}", field=field, code="naive")
+    try:
+        is_sane = value.astimezone(UTC).year >= 1000
+    except OverflowError:
+        is_sane = False
+    if not is_sane:
+        raise InvalidOptions(f"{field} must be a moment of the years 1000 to 9999", field=field, code="range")
 
-    None means: what the queue's or the project's settings say.
-    """
 
-    task_name: str | None = None
-    aliases: tuple[str, ...] = ()
-    max_attempts: int | None = None
-    backoff: Any = None
-    timeout: Span | None = None
-    max_time: Span | None = None
-    expires: Span | datetime | None = None
-    ack: str | None = None
-    keep_result: Span | None = None
-    enqueue_on_commit: bool | None = None
-    metadata: Any = None
+def _check_name(field: str, value: object, most: int) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        raise InvalidOptions(f"{field} must have 1 to {most} characters, got {value!r}", field=field, code="length")
+    if value != value.strip() or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise InvalidOptions(
+            f"{field} must neither begin nor end with a space, nor hold control characters, got {value!r}",
+            field=field,
+            code="characters",
+        )
 
-    def __post_init__(self) -> None:
-        self._check()
-        self.get_backend().validate_task(self)
 
-    def _check(self) -> None:  # noqa: PLR0912 - one test per option
-        if isinstance(self.run_after, timedelta):
-            object.__setattr__(self, "run_after", clock.now() + self.run_after)
-        if isinstance(self.aliases, str) or not all(isinstance(name, str) for name in self.aliases):
-            raise InvalidOptions(f"aliases must be a list of names, got {self.aliases!r}", field="aliases", code="type")
-        object.__setattr__(self, "aliases", tuple(self.aliases))
-        for name in (self.task_name, *self.aliases):
-            if name is not None and not 0 < len(name) <= 200:
-                raise InvalidOptions(f"name must have 1 to 200 characters, got {name!r}", field="name", code="length")
-        if not isinstance(self.queue_name, str) or not 0 < len(self.queue_name) <= 64:
+def _check_options(task: Any) -> None:
+    """Raise InvalidOptions for the first option whose value is outside its rule."""
+    _check_name("queue_name", task.queue_name, QUEUE_LENGTH)
+    _check_names(task)
+    if not isinstance(task.backend, str):
+        raise InvalidOptions(f"backend must be an alias of TASKS, got {task.backend!r}", field="backend", code="type")
+    if not isinstance(task.priority, int | float) or not math.isfinite(task.priority):
+        raise InvalidOptions(
+            f"priority must be a whole number between -100 and 100, got {task.priority!r}",
+            field="priority",
+            code="type",
+        )
+    attempts = task.max_attempts
+    if attempts is not None and (
+        isinstance(attempts, bool) or not isinstance(attempts, int) or not 1 <= attempts <= MOST_ATTEMPTS
+    ):
+        raise InvalidOptions(
+            f"max_attempts must be a whole number from 1 to {MOST_ATTEMPTS}, got {attempts!r}; 1 means no retry",
+            field="max_attempts",
+            code="range",
+        )
+    if task.backoff is not None and not isinstance(task.backoff, Curve) and not callable(task.backoff):
+        raise InvalidOptions(
+            f"backoff must be Fixed, Steps, Exponential or a callable, got {task.backoff!r}",
+            field="backoff",
+            code="type",
+        )
+    if task.ack is not None and str(task.ack).upper() not in Ack.__members__:
+        raise InvalidOptions(
+            f"ack must be 'late', 'now', 'first' or 'atomic', got {task.ack!r}", field="ack", code="unknown"
+        )
+    if task.enqueue_on_commit is not None and not isinstance(task.enqueue_on_commit, bool):
+        raise InvalidOptions(
+            f"enqueue_on_commit must be True or False, got {task.enqueue_on_commit!r}",
+            field="enqueue_on_commit",
+            code="type",
+        )
+    if task.metadata is not None and not isinstance(task.metadata, Mapping):
+        raise InvalidOptions(f"metadata must be a dict, got {task.metadata!r}", field="metadata", code="type")
+    if task.cancel is not None and not callable(getattr(task.cancel, "is_set", None)):
+        raise InvalidOptions(f"cancel must be a threading.Event, got {task.cancel!r}", field="cancel", code="type")
+    _check_times(task)
+
+
+def _check_names(task: Any) -> None:
+    if isinstance(task.aliases, str) or not isinstance(task.aliases, Iterable):
+        raise InvalidOptions(f"aliases must be a list of names, got {task.aliases!r}", field="aliases", code="type")
+    object.__setattr__(task, "aliases", tuple(task.aliases))
+    for alias in task.aliases:
+        _check_name("aliases", alias, NAME_LENGTH)
+    if task.task_name is not None:
+        _check_name("name", task.task_name, NAME_LENGTH)
+    elif hasattr(task.func, "__qualname__") and len(task.module_path) > NAME_LENGTH:
+        raise InvalidOptions(
+            f"the path {task.module_path} is longer than {NAME_LENGTH} characters; give the task a name=",
+            field="name",
+            code="length",
+        )
+
+
+def _check_times(task: Any) -> None:
+    for name in ("timeout", "max_time", "enqueue_timeout"):
+        if getattr(task, name) is not None:
+            _check_span(name, getattr(task, name))
+    if task.keep_result is not None:
+        _check_span("keep_result", task.keep_result, zero=True)
+    if isinstance(task.run_after, timedelta):
+        _check_span("run_after", task.run_after, zero=True)
+        object.__setattr__(task, "run_after", clock.now() + task.run_after)
+    elif task.run_after is not None:
+        _check_moment("run_after", task.run_after)
+    if isinstance(task.expires, datetime):
+        _check_moment("expires", task.expires)
+        if task.run_after is not None and task.run_after.utcoffset() is not None and task.expires <= task.run_after:
             raise InvalidOptions(
-                f"queue_name must have 1 to 64 characters, got {self.queue_name!r}", field="queue_name", code="length"
-            )
-        if self.max_attempts is not None and (
-            isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int) or self.max_attempts < 1
-        ):
-            raise InvalidOptions(
-                f"max_attempts must be a whole number of 1 or more, got {self.max_attempts!r}; 1 means no retry",
-                field="max_attempts",
-                code="range",
-            )
-        if self.backoff is not None and not isinstance(self.backoff, Curve) and not callable(self.backoff):
-            raise InvalidOptions(
-                f"backoff must be Fixed, Steps, Exponential or a callable, got {self.backoff!r}",
-                field="backoff",
-                code="type",
-            )
-        for field in ("timeout", "max_time"):
-            if getattr(self, field) is not None:
-                _check_span(field, getattr(self, field))
-        if self.keep_result is not None:
-            _check_span("keep_result", self.keep_result, zero=True)
-        if isinstance(self.expires, datetime):
-            if self.expires.tzinfo is None:
-                raise InvalidOptions("expires must be an aware datetime", field="expires", code="naive")
-        elif self.expires is not None:
-            _check_span("expires", self.expires)
-        if self.ack is not None and str(self.ack).upper() not in Ack.__members__:
-            raise InvalidOptions(
-                f"ack must be 'late', 'now', 'first' or 'atomic', got {self.ack!r}", field="ack", code="unknown"
-            )
-        if self.metadata is not None and not isinstance(self.metadata, Mapping):
-            raise InvalidOptions(f"metadata must be a dict, got {self.metadata!r}", field="metadata", code="type")
-        if self.timeout is not None and self.max_time is not None and _seconds(self.timeout) > _seconds(self.max_time):
-            raise InvalidOptions(
-                f"timeout ({self.timeout}) of one attempt is longer than max_time ({self.max_time}) of the whole task",
-                field="timeout",
+                f"expires ({task.expires}) is not after run_after ({task.run_after}): the task could never start",
+                field="expires",
                 code="conflict",
             )
+    elif task.expires is not None:
+        _check_span("expires", task.expires)
+    if task.timeout is not None and task.max_time is not None and _seconds(task.timeout) > _seconds(task.max_time):
+        raise InvalidOptions(
+            f"timeout ({task.timeout}) of one attempt is longer than max_time ({task.max_time}) of the whole task",
+            field="timeout",
+            code="conflict",
+        )
 
-    def __hash__(self) -> int:
-        return hash((self.func, self.queue_name, self.priority, self.run_after, self.backend))
+
+if TYPE_CHECKING:
+
+    class _Face(TaskBase[P, R]):
+        """What a definition inherits, whichever contract it is of."""
+
+else:
+
+    class _Face(Generic[P, R]):
+        __slots__ = ()
+
+
+class _Methods(_Face[P, R]):
+    """What our definitions can do, whichever contract's kind of task they are."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        _check_options(self)
+        self.get_backend().validate_task(self)
+        # True and 3.0 pass for whole numbers; what is stored is one.
+        object.__setattr__(self, "priority", int(self.priority))
+        _register(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The function travels as its path, as in Django 6.1. An event does not travel.
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _restore, (contract_of(self).name, {**values, "func": self.module_path, "cancel": None})
 
     def get_backend(self) -> Any:
         """
@@ -162,12 +238,16 @@ class Task(TaskBase, Generic[P, R]):  # type: ignore[misc]  # the base is chosen
         Where the project's TASKS setting says nothing, it is the database backend of this app.
         """
         if conf.has_backend(self.backend):
-            return primary_backends()[self.backend]
+            contract = contract_of(self)
+            try:
+                return contract.handler[self.backend]
+            except contract.error("InvalidTaskBackend") as error:
+                raise invalid_backend(str(error)) from error
         from django_taskq.backend import implicit_backend
 
         return implicit_backend(self.backend)
 
-    def using(  # noqa: D417
+    def using(  # wider: a timedelta for run_after, and options of ours
         self,
         *,
         priority: int | None = None,
@@ -183,6 +263,8 @@ class Task(TaskBase, Generic[P, R]):  # type: ignore[misc]  # the base is chosen
         ack: str | None = None,
         keep_result: Span | None = None,
         enqueue_on_commit: bool | None = None,
+        enqueue_timeout: Span | None = None,
+        cancel: threading.Event | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Self:
         """
@@ -199,9 +281,6 @@ class Task(TaskBase, Generic[P, R]):  # type: ignore[misc]  # the base is chosen
                 )
             _check_span("delay", delay, zero=True)
             run_after = clock.now() + (delay if isinstance(delay, timedelta) else timedelta(seconds=delay))
-        if isinstance(run_after, timedelta):
-            _check_span("run_after", run_after, zero=True)
-            run_after = clock.now() + run_after
         given: dict[str, Any] = {
             "priority": priority,
             "queue_name": queue_name,
@@ -215,19 +294,28 @@ class Task(TaskBase, Generic[P, R]):  # type: ignore[misc]  # the base is chosen
             "ack": ack,
             "keep_result": keep_result,
             "enqueue_on_commit": enqueue_on_commit,
+            "enqueue_timeout": enqueue_timeout,
+            "cancel": cancel,
             "metadata": metadata,
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     if TYPE_CHECKING:
+        # Ours leave the parameters of the call out of the result's type; they say nothing about it.
 
-        def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:  # type: ignore[override]
             """Store the task, in the caller's transaction, and return its result object."""
 
-        async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:  # type: ignore[override]
             """Store the task without blocking the event loop. Cancelled before it is accepted, it leaves no row."""
 
-    def enqueue_many(self, calls: Iterable[tuple[Any, ...] | list[Any] | Mapping[str, Any] | Signature]) -> EnqueuedTasks:
+        def get_result(self, result_id: str) -> TaskResult[R]:  # type: ignore[override]
+            """Return the result of one of this function's tasks, live or finished."""
+
+        async def aget_result(self, result_id: str) -> TaskResult[R]:  # type: ignore[override]
+            """Do what ``get_result`` does, without blocking the event loop."""
+
+    def enqueue_many(self, calls: Iterable[Call | Signature[R]]) -> EnqueuedTasks:
         """
         Store a task for each call, all or none, much faster than one by one; return their results, made when asked for.
 
@@ -237,28 +325,95 @@ class Task(TaskBase, Generic[P, R]):  # type: ignore[misc]  # the base is chosen
 
         return enqueue_many(self, calls)
 
-    async def aenqueue_many(
-        self, calls: Iterable[tuple[Any, ...] | list[Any] | Mapping[str, Any] | Signature]
-    ) -> EnqueuedTasks:
+    async def aenqueue_many(self, calls: Iterable[Call | Signature[R]]) -> EnqueuedTasks:
         """Do what ``enqueue_many`` does, without blocking the event loop."""
         from asgiref.sync import sync_to_async
 
         return await sync_to_async(self.enqueue_many)(calls)
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
         """Return a signature: this task with these arguments, to be enqueued later."""
         return Signature(self, args, kwargs or None)
 
 
-def _seconds(span: Span) -> float:
-    return span.total_seconds() if isinstance(span, timedelta) else float(span)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(_Methods[P, R], TaskBase[P, R]):
+    """
+    A task definition. Made by ``@task``; ``using`` returns changed copies.
+
+    None means: what the queue's or the project's settings say.
+    """
+
+    task_name: str | None = None
+    aliases: tuple[str, ...] = ()
+    max_attempts: int | None = None
+    backoff: Any = field(default=None, hash=False)
+    timeout: Span | None = None
+    max_time: Span | None = None
+    expires: Span | datetime | None = None
+    ack: str | None = None
+    keep_result: Span | None = None
+    enqueue_on_commit: bool | None = None
+    enqueue_timeout: Span | None = None
+    cancel: Any = field(default=None, compare=False)
+    metadata: Any = field(default=None, hash=False)
 
 
-def primary_backends() -> Any:
-    """Return the connection handler of the contract that tasks are of."""
-    from importlib import import_module
+_OWN = tuple(item.name for item in fields(Task) if item.name not in {base.name for base in fields(primary.base.Task)})
 
-    return import_module(primary.name).task_backends
+
+@lru_cache(maxsize=4)
+def task_class_of(contract: Contract) -> type[Any]:
+    """Return our task class as a kind of the contract's own."""
+    if contract is primary:
+        return Task
+    own = [
+        (item.name, item.type, field(default=item.default, hash=item.hash, compare=item.compare))
+        for item in fields(Task)
+        if item.name in _OWN
+    ]
+    return make_dataclass(
+        "Task",
+        own,
+        bases=(_Methods, contract.base.Task),
+        namespace={"__doc__": Task.__doc__, "__module__": __name__},
+        frozen=True,
+        slots=True,
+        kw_only=True,
+    )
+
+
+def _restore(contract: str, values: dict[str, Any]) -> Any:
+    path = values["func"]
+    try:
+        function = import_string(path).func
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"Expected {path!r} to point to a Task instance.") from error
+    return task_class_of(contract_named(contract))(**{**values, "func": function})
+
+
+class _Decorator(Protocol):
+    """``@task(...)`` with options."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class _ContextDecorator(Protocol):
+    """``@task(takes_context=True, ...)``: the context is not among the arguments of an enqueue."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[TaskContext, P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> Task[P, R]: ...
+
+
+@overload
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
 
 
 @overload
@@ -270,10 +425,10 @@ def task(
     function: None = None,
     /,
     *,
+    takes_context: Literal[True],
     priority: int = 0,
     queue_name: str = "default",
     backend: str = "default",
-    takes_context: bool = False,
     name: str | None = None,
     aliases: Iterable[str] = (),
     max_attempts: int | None = None,
@@ -284,7 +439,33 @@ def task(
     ack: str | None = None,
     keep_result: Span | None = None,
     enqueue_on_commit: bool | None = None,
-) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    enqueue_timeout: Span | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> _ContextDecorator: ...
+
+
+@overload
+def task(
+    function: None = None,
+    /,
+    *,
+    takes_context: Literal[False] = False,
+    priority: int = 0,
+    queue_name: str = "default",
+    backend: str = "default",
+    name: str | None = None,
+    aliases: Iterable[str] = (),
+    max_attempts: int | None = None,
+    backoff: Backoff | None = None,
+    timeout: Span | None = None,
+    max_time: Span | None = None,
+    expires: Span | None = None,
+    ack: str | None = None,
+    keep_result: Span | None = None,
+    enqueue_on_commit: bool | None = None,
+    enqueue_timeout: Span | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> _Decorator: ...
 
 
 def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -299,32 +480,31 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     if "run_after" in options:
         raise TypeError("run_after cannot be defined statically with @task; use .using(run_after=...)")
     options["task_name"] = options.pop("name", None)
-    unknown = options.keys() - {field.name for field in fields(Task)}
+    known = ["name", *_CONTRACT, *(name for name in _OWN if name not in ("task_name", "cancel"))]
+    unknown = sorted(options.keys() - {*known, "task_name"})
     if unknown:
-        known = ", ".join(["name", *_CONTRACT[:2], "backend", "takes_context", *_OWN])
-        raise TypeError(f"@task has no option {sorted(unknown)[0]!r}; known are {known}")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise TypeError(f"@task has no option {unknown[0]!r}; {hint}")
+
+    # Django 6.0 gives these fields no defaults.
+    fixed = {"priority": 0, "queue_name": "default", "backend": "default", "run_after": None, "takes_context": False}
 
     def wrap(func: Callable[..., Any]) -> Task[..., Any]:
-        # Django 6.0 gives these fields no defaults.
-        made: Task[..., Any] = Task(
-            **{
-                "priority": 0,
-                "queue_name": "default",
-                "backend": "default",
-                "run_after": None,
-                "takes_context": False,
-                **options,
-            },
-            func=func,
-        )
-        _register(made)
-        return made
+        return Task(**{**fixed, **options}, func=func)
 
     return wrap if function is None else wrap(function)
 
 
-def _register(made: Task[..., Any]) -> None:
+def _register(made: Any) -> None:
+    """Let stored names lead to a definition, however it was made; copies of it change nothing."""
     from django_taskq.lifecycle import definitions
 
     for name in (made.task_name or made.module_path, *made.aliases):
-        definitions.register(name, made)
+        found = definitions.known_as(name)
+        if found is None or (found.func is not made.func and found.module_path == made.module_path):
+            definitions.register(name, made)
+        elif found.func is not made.func:
+            raise InvalidOptions(
+                f"two tasks are called {name!r}: {found.module_path} and {made.module_path}", field="name", code="taken"
+            )

@@ -22,7 +22,7 @@ from django_taskq.domain.payload import decode_value
 from django_taskq.domain.retry import curve_from_data
 from django_taskq.domain.states import Ack
 
-__all__ = ["Behaviour", "any_coroutines", "behaviour_of", "behaviour_of_claim", "find", "forget_all", "is_coroutine", "known", "register", "stored_name"]
+__all__ = ["Behaviour", "any_coroutines", "behaviour_of", "behaviour_of_claim", "find", "forget_all", "is_coroutine", "known", "known_as", "register", "stored_name"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
@@ -52,6 +52,11 @@ def register(name: str, task: Any) -> None:
     _note(name, task)
     _found.clear()
     _missing.clear()
+
+
+def known_as(name: str) -> Any | None:
+    """Return the definition registered under a name; imports nothing."""
+    return _registry.get(name)
 
 
 def known() -> dict[str, Any]:

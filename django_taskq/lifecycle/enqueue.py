@@ -11,23 +11,24 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
-from django.db import router, transaction
+from django.db import DatabaseError, router, transaction
 
 from django_taskq import clock, conf, events
 from django_taskq.domain import payload
 from django_taskq.domain.retry import curve_to_data
 from django_taskq.domain.states import State
 from django_taskq.domain.transitions import initial_state
-from django_taskq.exceptions import EnqueueCancelled, InvalidOptions
+from django_taskq.exceptions import EnqueueCancelled, EnqueueTimeout, InvalidOptions
 from django_taskq.ids import task_ids
 from django_taskq.lifecycle import context, definitions, wake
 from django_taskq.models import Task
 from django_taskq.store.rows import NewTask
 from django_taskq.store.vendors import vendor_for
 
-__all__ = ["Stored", "database_for", "enqueue", "enqueue_many", "public_id"]
+__all__ = ["Stored", "Withdrawal", "database_for", "enqueue", "enqueue_many", "public_id"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,73 @@ class Stored:
     created_at: datetime
     state: State
     alias: str
+
+
+class Withdrawal:
+    """
+    The right to give up an enqueue until the database has accepted it.
+
+    Shared by the thread that stores and the one that gives up. Times: ``begin``
+    before the transaction, ``close`` after its last statement and before its
+    commit. Given up before ``close``, nothing stays; after it, the commit wins.
+    """
+
+    def __init__(self, event: threading.Event | None = None) -> None:
+        self._event = event or threading.Event()
+        self._lock = threading.Lock()
+        self._begun = False
+        self._interrupt: Callable[[], None] | None = None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nothing shall be stored any more."""
+        return self._event.is_set()
+
+    def begin(self, interrupt: Callable[[], None] | None = None) -> None:
+        """Raise EnqueueCancelled if given up already; else let ``interrupt`` end a statement that waits."""
+        with self._lock:
+            self.check()
+            self._begun = True
+            self._interrupt = interrupt
+
+    def close(self) -> None:
+        """Raise EnqueueCancelled if given up; from here on the enqueue goes through."""
+        with self._lock:
+            self._interrupt = None
+            self.check()
+
+    def release(self) -> None:
+        """Let nothing be interrupted any more."""
+        with self._lock:
+            self._interrupt = None
+
+    def check(self) -> None:
+        """Raise EnqueueCancelled if given up."""
+        if self.is_given_up:
+            raise EnqueueCancelled("the enqueue was cancelled before it was accepted")
+
+    def give_up(self) -> bool:
+        """Let nothing be stored any more. Return whether a transaction was begun that has to be rolled back."""
+        self._event.set()
+        with self._lock:
+            return self._begun
+
+    def interrupt(self) -> None:
+        """End the statement that is on its way, if one is. Talks to the database, so not for an event loop."""
+        # The lock keeps the storing thread from going on: what is interrupted is its INSERT and nothing later.
+        with self._lock:
+            if self._interrupt is not None:
+                self._interrupt()
+
+
+class Recorder(Protocol):
+    """Takes note of tasks that would have been stored."""
+
+    def __call__(self, task: Any, stored: Stored, rows: Sequence[NewTask], *, on_commit: bool) -> None: ...
+
+
+# Filled by django_taskq.testing: the last one is told instead of the database.
+recorders: list[Recorder] = []
 
 
 def database_for(options: conf.Options) -> str:
@@ -51,20 +119,20 @@ def enqueue(
     kwargs: Mapping[str, Any],
     options: conf.Options,
     *,
-    abandoned: threading.Event | None = None,
+    withdrawal: Withdrawal | None = None,
     on_stored: Callable[[Stored], Any] | None = None,
 ) -> Stored:
     """
     Store one task and return its id and state.
 
-    Raise InvalidPayload, PayloadTooLarge or InvalidOptions before the database is asked.
-    ``abandoned``: once set, nothing is stored; EnqueueCancelled is raised and
-    the row rolled back if the caller gives up before the commit.
+    Raise InvalidPayload, PayloadTooLarge or InvalidOptions before the database is asked;
+    EnqueueCancelled if the caller gives up by the ``withdrawal``, EnqueueTimeout if the
+    task's ``enqueue_timeout`` was not enough. After either no row is left.
     """
     name = definitions.stored_name(task)
     try:
         text = payload.encode_arguments(args, kwargs, limit=options.max_payload_bytes)
-        return _store(task, name, [text], options, abandoned, on_stored)
+        return _store(task, name, [text], options, withdrawal, on_stored)
     except Exception as error:
         _tell_rejected(name, task.queue_name, error)
         raise
@@ -98,12 +166,12 @@ def _store(
     name: str,
     texts: Sequence[str],
     options: conf.Options,
-    abandoned: threading.Event | None,
+    withdrawal: Withdrawal | None,
     on_stored: Callable[[Stored], Any] | None,
 ) -> Stored:
     alias = database_for(options)
     queue: str = task.queue_name
-    behaviour = definitions.behaviour_of(task, queue, options)
+    behaviour = definitions.behaviour_of_claim(name, queue, None, task, options)
     now = clock.now()
     run_after: datetime | None = task.run_after
     state = initial_state(run_after, now=now)
@@ -121,14 +189,17 @@ def _store(
         _expires_at(behaviour.expires, eligible),
         name,
         _overrides(task, name, behaviour),
-        context.captured_metadata(
-            options.capture, getattr(task, "metadata", None), limit=options.max_payload_bytes
-        ),
+        context.captured_metadata(options.capture, getattr(task, "metadata", None), limit=options.max_payload_bytes),
         None if parent is None else _number(parent.public_id),
     )
     ids: Sequence[int] = [task_ids.one()] if len(texts) == 1 else task_ids.many(len(texts))
     rows = [NewTask(number, *shared, text) for number, text in zip(ids, texts, strict=True)]
     stored = Stored(ids=ids, created_at=now, state=state, alias=alias)
+    on_commit: bool | None = getattr(task, "enqueue_on_commit", None)
+    on_commit = options.enqueue_on_commit if on_commit is None else on_commit
+    if recorders:
+        recorders[-1](task, stored, rows, on_commit=on_commit)
+        return stored
 
     def insert() -> None:
         if rows:
@@ -136,18 +207,47 @@ def _store(
             wake.after_commit(alias, queue, ready=state == State.READY, notify=options.notify)
             _announce(stored, task, name, queue, run_after, on_stored)
 
-    if abandoned is not None:
-        with transaction.atomic(using=alias):
-            _give_up_if(abandoned)
-            insert()
-            _give_up_if(abandoned)
-    elif getattr(task, "enqueue_on_commit", None) or (
-        options.enqueue_on_commit and getattr(task, "enqueue_on_commit", None) is None
-    ):
-        transaction.on_commit(insert, using=alias)
+    given_up_by: threading.Event | None = getattr(task, "cancel", None)
+    if withdrawal is None and given_up_by is not None:
+        withdrawal = Withdrawal(given_up_by)
+    limit: Any = getattr(task, "enqueue_timeout", None)
+    work = insert if withdrawal is None and limit is None else partial(_bounded, insert, alias, limit, withdrawal)
+    if on_commit:
+        transaction.on_commit(partial(_after_commit, work, name, queue), using=alias)
     else:
-        insert()
+        work()
     return stored
+
+
+def _bounded(
+    insert: Callable[[], None], alias: str, limit: float | timedelta | None, withdrawal: Withdrawal | None
+) -> None:
+    """Insert in a transaction (a savepoint, inside the caller's) that may be given up and does not wait for ever."""
+    withdrawal = withdrawal or Withdrawal()
+    vendor = vendor_for(alias)
+    seconds = limit.total_seconds() if isinstance(limit, timedelta) else limit
+    withdrawal.begin(vendor.interrupter())
+    try:
+        with vendor.bounded(seconds, given_up=lambda: withdrawal.is_given_up):
+            insert()
+            withdrawal.close()
+    except DatabaseError as error:
+        withdrawal.close()
+        if vendor.is_timeout(error) and seconds is not None:
+            raise EnqueueTimeout(f"the database had not accepted the task after {seconds:g} seconds") from error
+        raise
+    finally:
+        withdrawal.release()
+
+
+def _after_commit(work: Callable[[], None], name: str, queue: str) -> None:
+    try:
+        work()
+    except Exception as error:
+        _tell_rejected(name, queue, error)
+        # The transaction is over; raising this would only keep its other callbacks from running.
+        if not isinstance(error, EnqueueCancelled):
+            raise
 
 
 def _announce(
@@ -189,11 +289,6 @@ def public_id(number: int) -> str:
 
 def _number(public_id: str) -> int:
     return int(public_id.replace("-", ""), 16)
-
-
-def _give_up_if(abandoned: threading.Event) -> None:
-    if abandoned.is_set():
-        raise EnqueueCancelled("the enqueue was cancelled before it was accepted")
 
 
 def _expires_at(expires: Any, eligible: datetime) -> datetime | None:

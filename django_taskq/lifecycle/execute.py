@@ -12,6 +12,7 @@ import asyncio
 import random
 import traceback
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -252,7 +253,7 @@ def run_immediately(result: Any, *, sender: type[Any]) -> None:
     put(status=status.RUNNING, state="running", started_at=now, last_attempted_at=now)
     contract.signals.task_started.send(sender=sender, task_result=result)
     try:
-        args = [contract.base.TaskContext(task_result=result)] if result.task.takes_context else []
+        args = [results.make_context(_immediate_run(result, now), result)] if result.task.takes_context else []
         value = result.task.call(*args, *result.args, **result.kwargs)
         text = payload.encode_value(value, limit=conf.options().max_result_bytes)
         put(_return_value=payload.decode_value(text))
@@ -268,3 +269,39 @@ def run_immediately(result: Any, *, sender: type[Any]) -> None:
     else:
         put(status=status.SUCCESSFUL, state="succeeded", finished_at=clock.now())
         contract.signals.task_finished.send(sender, task_result=result)
+
+
+class _ImmediateRun(Run):
+    """The run of a task that has no row: nobody can cancel it or look at its progress."""
+
+    __slots__ = ()
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> bool:
+        return False
+
+
+def _immediate_run(result: Any, started: datetime) -> Run:
+    options = conf.options()
+    behaviour = definitions.behaviour_of(result.task, result.task.queue_name, options)
+    user = getattr(result.task, "metadata", None)
+    claim = Claim(
+        key=result.id,
+        queue=result.task.queue_name,
+        rank=-int(result.task.priority),
+        attempt=1,
+        max_attempts=1,
+        ack=int(behaviour.ack),
+        name=definitions.stored_name(result.task),
+        args="",
+        options=None,
+        metadata=payload.encode_value({"user": dict(user)}, limit=None) if user else None,
+        run_after=None,
+        created_at=result.enqueued_at,
+        deadline_at=None if behaviour.max_time is None else started + timedelta(seconds=behaviour.max_time),
+        expires_at=None,
+        cancel=False,
+        lease=0,
+    )
+    run = _ImmediateRun(claim, result.task, "", behaviour=behaviour, options=options, started=started.timestamp())
+    run._public_id = result.id
+    return run

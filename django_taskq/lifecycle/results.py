@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, make_dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asgiref.sync import sync_to_async
 
 from django_taskq import clock
-from django_taskq.compat import Contract, contract_of, primary
+from django_taskq.compat import Contract, TaskContextBase, TaskResultBase, contract_named, contract_of
 from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State, status_name
 from django_taskq.exceptions import InvalidPayload, ResultNotReady, WaitTimeout
@@ -27,17 +27,39 @@ from django_taskq.models import Attempt, FinishedTask, Task
 from django_taskq.store import tasks as store
 from django_taskq.store.rows import Claim
 
-__all__ = ["TaskContext", "new_result", "result_of_claim", "result_of_row"]
+__all__ = ["TaskContext", "TaskResult", "make_context", "new_result", "result_of_claim", "result_of_row"]
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _WAIT_FIRST, _WAIT_MOST = 0.005, 0.25
 
 
-class ResultMethods:
-    """What our results can do beyond the contract."""
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+
+    class _ResultFace(TaskResultBase[..., R]):
+        """What a result inherits, whichever contract it is of."""
+
+        state: str
+
+else:
+
+    class _ResultFace(Generic[R]):
+        __slots__ = ()
+
+
+class TaskResult(_ResultFace[R]):
+    """
+    The result of a task: a ``TaskResult`` of ``django.tasks``, and what ours can do beyond that.
+
+    ``state`` is the task's own state, such as "scheduled" or "dead", where ``status`` knows four only.
+    """
 
     __slots__ = ()
 
-    def wait(self, timeout: float | timedelta | None = None) -> Any:
+    def wait(self, timeout: float | timedelta | None = None) -> Self:
         """
         Wait until the task has ended and return this result, refreshed.
 
@@ -45,30 +67,30 @@ class ResultMethods:
         on a database with snapshots (REPEATABLE READ) an end cannot be seen: wait outside of one.
         """
         for pause in _pauses(timeout):
-            self.refresh()  # type: ignore[attr-defined]  # of the contract's class
-            if self.is_finished:  # type: ignore[attr-defined]
+            self.refresh()
+            if self.is_finished:
                 return self
             if pause is None:
                 break
             time.sleep(pause)
-        raise WaitTimeout(f"task {self.id} had not ended after {timeout} seconds")  # type: ignore[attr-defined]
+        raise WaitTimeout(f"task {self.id} had not ended after {timeout} seconds")
 
-    async def await_(self, timeout: float | timedelta | None = None) -> Any:
+    async def await_(self, timeout: float | timedelta | None = None) -> Self:  # noqa: ASYNC109 - its error is WaitTimeout
         """Do what ``wait`` does, without blocking the event loop."""
         for pause in _pauses(timeout):
-            await self.arefresh()  # type: ignore[attr-defined]
-            if self.is_finished:  # type: ignore[attr-defined]
+            await self.arefresh()
+            if self.is_finished:
                 return self
             if pause is None:
                 break
             await asyncio.sleep(pause)
-        raise WaitTimeout(f"task {self.id} had not ended after {timeout} seconds")  # type: ignore[attr-defined]
+        raise WaitTimeout(f"task {self.id} had not ended after {timeout} seconds")
 
-    def get(self, timeout: float | timedelta | None = None) -> Any:
+    def get(self, timeout: float | timedelta | None = None) -> R:
         """Wait for the end and return the value. Raise WaitTimeout, or ResultNotReady if the task did not succeed."""
         return _value(self.wait(timeout))
 
-    async def aget(self, timeout: float | timedelta | None = None) -> Any:
+    async def aget(self, timeout: float | timedelta | None = None) -> R:  # noqa: ASYNC109
         """Do what ``get`` does, without blocking the event loop."""
         return _value(await self.await_(timeout))
 
@@ -80,7 +102,7 @@ class ResultMethods:
         """
         from django_taskq.lifecycle import control
 
-        return control.cancel(self.id, reason=reason, actor=actor).count > 0  # type: ignore[attr-defined]
+        return control.cancel(self.id, reason=reason, actor=actor).count > 0
 
     async def acancel(self, *, reason: str = "", actor: str = "api") -> bool:
         """Do what ``cancel`` does, without blocking the event loop."""
@@ -100,7 +122,7 @@ def _pauses(timeout: float | timedelta | None) -> Any:
         pause = min(pause * 1.5, _WAIT_MOST)
 
 
-def _value(result: Any) -> Any:
+def _value(result: TaskResult[R]) -> R:
     if result.status == "SUCCESSFUL":
         return result.return_value
     last = result.errors[-1].exception_class_path if result.errors else result.state
@@ -120,10 +142,10 @@ def _result_class(contract: Contract) -> type[Any]:
         """Load what may have changed since, without blocking the event loop."""
         _copy(self, await self.task.get_backend().aget_result(self.id), refreshed)
 
-    made = dataclass(frozen=True, slots=True, kw_only=True)(
+    made: type[Any] = dataclass(frozen=True, slots=True, kw_only=True)(
         type(
             "DatabaseTaskResult",
-            (ResultMethods, base),
+            (TaskResult, base),
             {
                 "__annotations__": {"state": "str"},
                 "__module__": __name__,
@@ -151,8 +173,7 @@ def _reduce(self: Any) -> tuple[Any, ...]:
 
 def _rebuild(name: str, values: dict[str, Any]) -> Any:
     returned = values.pop("_return_value", None)
-    found = next((contract for contract in (primary, contract_of(values["task"])) if contract.name == name), primary)
-    result = _result_class(found)(**values)
+    result = _result_class(contract_named(name))(**values)
     object.__setattr__(result, "_return_value", returned)
     return result
 
@@ -296,15 +317,27 @@ def result_of_claim(
     return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskContext(primary.base.TaskContext):  # type: ignore[misc,name-defined]  # its class is chosen at run time
+if TYPE_CHECKING:
+
+    class _ContextFace(TaskContextBase[..., Any]):
+        """What a context inherits, whichever contract it is of."""
+
+        run: contexts.Run
+
+else:
+
+    class _ContextFace:
+        __slots__ = ()
+
+
+class TaskContext(_ContextFace):
     """
     What a task with ``takes_context`` gets as its first argument, called ``context``.
 
     ``task_result`` and ``attempt`` are the contract's; the rest is ours.
     """
 
-    run: contexts.Run
+    __slots__ = ()
 
     @property
     def attempt(self) -> int:
@@ -366,9 +399,24 @@ class TaskContext(primary.base.TaskContext):  # type: ignore[misc,name-defined] 
 
 def context_of(run: contexts.Run) -> TaskContext:
     """Return the context for a task function."""
-    result = result_of_claim(
-        run.claim, run.task, run.public_id, alias=run.alias, status="RUNNING", started=run.started
+    result = result_of_claim(run.claim, run.task, run.public_id, alias=run.alias, status="RUNNING", started=run.started)
+    return make_context(run, result)
+
+
+def make_context(run: contexts.Run, result: Any) -> TaskContext:
+    """Return a context of the kind that the result is of."""
+    context: TaskContext = _context_class(contract_of(run.task))(task_result=result, run=run)
+    return context
+
+
+@lru_cache(maxsize=4)
+def _context_class(contract: Contract) -> type[Any]:
+    return make_dataclass(
+        "TaskContext",
+        [("run", Any)],
+        bases=(TaskContext, contract.base.TaskContext),
+        namespace={"__doc__": TaskContext.__doc__, "__module__": __name__},
+        frozen=True,
+        slots=True,
+        kw_only=True,
     )
-    return TaskContext(task_result=result, run=run)
-
-

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -133,6 +134,38 @@ class Vendor:
     def atomic(self) -> Any:
         """Return a transaction fit for claims and settlements."""
         return transaction.atomic(using=self.alias)
+
+    def is_timeout(self, error: BaseException) -> bool:
+        """Return whether a statement was ended because it waited too long."""
+        return False
+
+    def interrupter(self) -> Callable[[], None] | None:
+        """
+        Return what ends the statement of this thread's connection, to be called from another thread.
+
+        None where a statement cannot be ended from outside.
+        """
+        return None
+
+    @contextmanager
+    def bounded(self, seconds: float | None, *, given_up: Callable[[], bool]) -> Iterator[None]:
+        """
+        Open a transaction, or a savepoint in the caller's, whose statements may each take ``seconds``.
+
+        The session's own limit is back afterwards. ``given_up`` is for databases
+        that cannot interrupt a statement: they look at it while they wait.
+        """
+        with transaction.atomic(using=self.alias):
+            if seconds is None:
+                yield
+            else:
+                with self.statement_limit(seconds):
+                    yield
+
+    @contextmanager
+    def statement_limit(self, seconds: float) -> Iterator[None]:
+        """Let each statement inside take at most ``seconds``; nothing is limited where the database cannot."""
+        yield
 
     def now(self) -> datetime:
         """Return the database's clock, the one that all workers share."""

@@ -8,11 +8,14 @@ candidate, and SKIP LOCKED then hides all of them from the other workers.
 from __future__ import annotations
 
 import json
+import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
+from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
 from django_taskq import clock
@@ -80,6 +83,46 @@ class MySQL(Vendor):
     def is_conflict(self, error: BaseException) -> bool:
         # Deadlock, lock wait timeout.
         return bool(error.args) and error.args[0] in (1213, 1205)
+
+    def is_timeout(self, error: BaseException) -> bool:
+        # MariaDB's max_statement_time; the two lock waits; MySQL's max_execution_time.
+        return bool(error.args) and error.args[0] in (1969, 1205, 3024)
+
+    def interrupter(self) -> Callable[[], None]:
+        self.connection.ensure_connection()
+        thread_id: int = self.connection.connection.thread_id()
+        other = self.connection.copy()
+
+        def kill() -> None:
+            try:
+                with other.cursor() as cursor:
+                    cursor.execute(f"KILL QUERY {thread_id:d}")
+            finally:
+                other.close()
+
+        return kill
+
+    @contextmanager
+    def statement_limit(self, seconds: float) -> Iterator[None]:
+        if self.connection.mysql_is_mariadb:
+            limits = {"max_statement_time": seconds}
+        else:
+            # MySQL limits the time of a SELECT only; what makes an INSERT wait is locks, counted in whole seconds.
+            limits = dict.fromkeys(("innodb_lock_wait_timeout", "lock_wait_timeout"), max(math.ceil(seconds), 1))
+        names = list(limits)
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SELECT {', '.join(f'@@SESSION.{name}' for name in names)}")
+            before = cursor.fetchone()
+            self._set_session(cursor, names, limits.values())
+            try:
+                yield
+            finally:
+                # Not undone by a rollback, so also after an error; on a lost connection there is nothing to put back.
+                with suppress(InterfaceError, OperationalError):
+                    self._set_session(cursor, names, before)
+
+    def _set_session(self, cursor: Any, names: Sequence[str], values: Iterable[Any]) -> None:
+        cursor.execute(f"SET {', '.join(f'SESSION {name} = %s' for name in names)}", list(values))
 
     def now(self) -> datetime:
         with self.connection.cursor() as cursor:

@@ -9,9 +9,10 @@ the batch, 100 × 100 rows, 4 ms instead of 0.3 ms.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from django_taskq.domain.states import State
@@ -23,6 +24,8 @@ from django_taskq.store.vendors.on_conflict import add_stats_on_conflict
 __all__ = ["PostgreSQL"]
 
 CHANNEL = "django_taskq"
+# How long a request to end a statement may take to reach the server.
+_INTERRUPT_SECONDS = 5.0
 
 TASK = f'"{Task._meta.db_table}"'
 FINISHED = f'"{FinishedTask._meta.db_table}"'
@@ -121,6 +124,11 @@ def _copy_text(value: object) -> str:
     return text
 
 
+def _sqlstate(error: BaseException) -> str | None:
+    cause = error.__cause__
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+
+
 def _array(values: Iterable[object]) -> str:
     """Return an array literal of ids or numbers: one string is cheaper to send than a list of values."""
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
@@ -166,9 +174,7 @@ class PostgreSQL(Vendor):
         return str(key)
 
     def is_conflict(self, error: BaseException) -> bool:
-        cause = error.__cause__
-        state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-        return state in ("40001", "40P01")
+        return _sqlstate(error) in ("40001", "40P01")
 
     def is_timeout(self, error: BaseException) -> bool:
         # Cancelled on request has the same code; nobody but the limit ends our INSERT unless it is given up.

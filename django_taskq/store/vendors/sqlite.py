@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.utils import timezone
 
 from django_taskq import clock
@@ -30,6 +31,9 @@ __all__ = ["SQLite"]
 
 TASK = f'"{Task._meta.db_table}"'
 FINISHED = f'"{FinishedTask._meta.db_table}"'
+
+# How soon a waiting enqueue notices that it was given up.
+_LOOK_SECONDS = 0.05
 
 _CLAIMED = (
     'id, queue, "rank", attempt, max_attempts, ack, name, args, options, metadata,'
@@ -101,6 +105,47 @@ class SQLite(Vendor):
     def is_conflict(self, error: BaseException) -> bool:
         code = getattr(error.__cause__, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def is_timeout(self, error: BaseException) -> bool:
+        # The whole code: SQLITE_BUSY_SNAPSHOT is no wait that was too long.
+        return getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+    @contextmanager
+    def bounded(self, seconds: float | None, *, given_up: Callable[[], bool]) -> Iterator[None]:
+        if self.connection.in_atomic_block:
+            limit = nullcontext() if seconds is None else self.statement_limit(seconds)
+            with limit, transaction.atomic(using=self.alias):
+                yield
+            return
+        # What waits is BEGIN, and nothing can interrupt it. So it is asked again and again, with a short patience.
+        patience = self._busy_timeout() / 1000 if seconds is None else seconds
+        until = time.monotonic() + patience
+        with ExitStack() as opened:
+            with self.statement_limit(min(patience, _LOOK_SECONDS)):
+                while True:
+                    try:
+                        opened.enter_context(self.atomic())
+                        break
+                    except OperationalError as error:
+                        if not self.is_timeout(error) or given_up() or time.monotonic() >= until:
+                            raise
+            yield
+
+    @contextmanager
+    def statement_limit(self, seconds: float) -> Iterator[None]:
+        with self.connection.cursor() as cursor:
+            before = self._busy_timeout()
+            cursor.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            try:
+                yield
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout = {before}")
+
+    def _busy_timeout(self) -> int:
+        with self.connection.cursor() as cursor:
+            cursor.execute("PRAGMA busy_timeout")
+            milliseconds: int = cursor.fetchone()[0]
+        return milliseconds
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
