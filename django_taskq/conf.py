@@ -37,8 +37,10 @@ __all__ = [
     "language",
     "options",
     "problems",
+    "settings_module",
     "task_settings",
     "uses_time_zones",
+    "worker_option",
 ]
 
 BACKEND_PATHS = ("django_taskq.backend.DatabaseBackend",)
@@ -67,6 +69,7 @@ class WorkerOptions:
     async_slots: int = 50
     executor: str = "threads"
     grace: timedelta = timedelta(seconds=25)
+    kill_grace: timedelta = timedelta(seconds=5)
     max_tasks: int | None = None
     max_memory: int | None = None
     max_age: timedelta | None = None
@@ -75,6 +78,9 @@ class WorkerOptions:
     health_port: int | None = None
     health_host: str = "127.0.0.1"
     duties: bool = True
+    name: str = ""
+    burst: bool = False
+    reload: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +233,7 @@ _WORKER: dict[str, Callable[[Any], Any]] = {
     "async_slots": _whole(0, 100_000),
     "executor": _executor,
     "grace": _span,
+    "kill_grace": _span,
     "max_tasks": _optional(_whole(1)),
     "max_memory": _optional(_whole(1)),
     "max_age": _optional(_span_above_zero),
@@ -235,6 +242,9 @@ _WORKER: dict[str, Callable[[Any], Any]] = {
     "health_port": _optional(_whole(0, 65535)),
     "health_host": _text,
     "duties": _flag,
+    "name": _text,
+    "burst": _flag,
+    "reload": _flag,
 }
 
 _QUEUE: dict[str, Callable[[Any], Any]] = {
@@ -393,6 +403,16 @@ def is_ours(path: str) -> bool:
     except ImportError:
         return False
     return getattr(found, "stores_tasks_in_database", False) is True
+
+
+def settings_module() -> str | None:
+    """Return the module the settings were read from, None where a program configured them by hand."""
+    return getattr(settings, "SETTINGS_MODULE", None)
+
+
+def worker_option(name: str, value: Any) -> Any:
+    """Return the value of one of the worker's options, parsed by its setting's rule. Raise ValueError that tells it."""
+    return _WORKER[name](value)
 
 
 def installed(app: str) -> bool:

@@ -20,7 +20,7 @@ from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CLAIM_FIELDS
 
-__all__ = ["rescue", "rescue_worker"]
+__all__ = ["bury", "rescue", "rescue_worker"]
 
 CHUNK = 1000
 
@@ -37,6 +37,20 @@ def rescue(alias: str, *, now: datetime) -> int:
     for worker_id in _orphans(alias):
         count += rescue_worker(alias, worker_id, now=now)
     return count
+
+
+def bury(alias: str, worker_id: int, *, now: datetime) -> int:
+    """
+    Settle what a worker held whose process is known to have ended; return how many tasks that were.
+
+    Only for the parent of that process: nobody else can know it before the lease is over.
+    """
+    worker = Worker.objects.using(alias).filter(pk=worker_id).exclude(state=Worker.State.DEAD).first()
+    if worker is not None and store.declare_dead(alias, worker):
+        if events.wanted(events.WorkerLost):
+            events.emit(events.WorkerLost(worker_id=worker.pk, name=worker.name, alias=alias))
+        return rescue_worker(alias, worker_id, now=now)
+    return 0
 
 
 def _orphans(alias: str) -> list[int]:
