@@ -21,6 +21,7 @@ from django_taskq.compat import contract_of, contracts
 from django_taskq.lifecycle import definitions
 from django_taskq.lifecycle.results import result_of_claim, result_of_row
 from django_taskq.store import tasks as store
+from django_taskq.worker.console import would_be_written
 
 __all__ = ["install", "would_be_written"]
 
