@@ -61,6 +61,8 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     are the caller's: nothing was written, or all of it.
     """
     vendor = vendor_for(alias)
+    if len({ended.claim.key for ended in batch}) < len(batch):
+        return vendor.retrying(lambda: _settle_in_rounds(batch, alias=alias, worker_id=worker_id, now=now))
     decided = [
         (
             ended,
@@ -80,6 +82,27 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     else:
         _emit(decided, held, refused, alias, vendor)
     return Settled(len(batch) - len(refused), refused, again)
+
+
+def _settle_in_rounds(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime) -> Settled:
+    """
+    Settle a batch that holds a task more than once: under an old and a new lease, or told twice.
+
+    What the database answers names tasks, not leases; so each write may name a task only once.
+    """
+    parts: list[Settled] = []
+    rest = list(batch)
+    with vendor_for(alias).atomic():
+        while rest:
+            chosen: dict[Any, Ended] = {}
+            later: list[Ended] = []
+            for ended in rest:
+                if chosen.setdefault(ended.claim.key, ended) is not ended:
+                    later.append(ended)
+            parts.append(settle(list(chosen.values()), alias=alias, worker_id=worker_id, now=now))
+            rest = later
+    refused = [ended for part in parts for ended in part.refused]
+    return Settled(len(batch) - len(refused), refused, sum(part.ready_again for part in parts))
 
 
 def _facts(ended: Ended) -> Facts:
@@ -109,6 +132,9 @@ def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_i
         recorded = [_attempt_row(ended, transition) for ended, transition in mine if transition.record is not None]
         if recorded:
             vendor.record_attempts(recorded)
+        unkept = [ending.key for ending in endings if ending.keep == 0 and ending.key in held]
+        if unkept:
+            vendor.forget(unkept)
         sums = _sums(mine, worker_id)
         if sums:
             vendor.add_stats(sums)

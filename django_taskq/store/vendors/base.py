@@ -353,9 +353,14 @@ class Vendor:
         if not keys:
             return 0
         with self.atomic():
-            Attempt.objects.using(self.alias).filter(task_id__in=keys).delete()
-            Progress.objects.using(self.alias).filter(task_id__in=keys).delete()
+            self.forget(keys)
             return FinishedTask.objects.using(self.alias).filter(id__in=keys).delete()[0]
+
+    def forget(self, keys: Sequence[Any]) -> None:
+        """Delete what belongs to tasks whose own rows are gone, or about to be. The caller has opened a transaction."""
+        ids = [self.public_id(key) for key in keys]
+        Attempt.objects.using(self.alias).filter(task_id__in=ids).delete()
+        Progress.objects.using(self.alias).filter(task_id__in=ids).delete()
 
     # Depths
 
