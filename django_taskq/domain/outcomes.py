@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import blake2b
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "GaveUp",
     "Interrupted",
     "Lost",
+    "NotYet",
     "Outcome",
     "Snoozed",
     "Succeeded",
@@ -180,6 +182,13 @@ class Interrupted:
     started: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """The task was stored as ready by a machine whose clock is ahead: its time, ``run_after``, has not come."""
+
+    run_after: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
     """The worker that held the lease is gone."""
@@ -200,5 +209,6 @@ Outcome = (
     | Snoozed
     | Cancelled
     | Interrupted
+    | NotYet
     | Lost
 )

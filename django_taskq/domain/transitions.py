@@ -21,6 +21,7 @@ from django_taskq.domain.outcomes import (
     GaveUp,
     Interrupted,
     Lost,
+    NotYet,
     Outcome,
     Snoozed,
     Succeeded,
@@ -121,6 +122,10 @@ def decide(facts: Facts, outcome: Outcome, *, now: datetime) -> Transition:  # n
             return Transition(state=State.DEAD, reason=DeadReason.UNKNOWN_TASK, attempt_back=True)
         case Unknown(retry_in=wait):
             return Transition(state=State.SCHEDULED, run_after=now + timedelta(seconds=wait), attempt_back=True)
+        case NotYet(run_after=run_after):
+            return Transition(state=State.SCHEDULED, run_after=run_after, attempt_back=True)
+        case Snoozed() if facts.cancel_requested:
+            return Transition(state=State.CANCELLED)
         case Snoozed(delay=wait):
             return Transition(state=State.SCHEDULED, run_after=now + timedelta(seconds=wait), attempt_back=True)
         case Cancelled():

@@ -59,7 +59,8 @@ class Run:
     )
 
     def __init__(
-        self, claim: Claim, task: Any, alias: str, *, behaviour: Behaviour, options: conf.Options, started: float
+        self, claim: Claim, task: Any, alias: str, *, behaviour: Behaviour, options: conf.Options, started: float,
+        offset: timedelta = timedelta(0),
     ) -> None:
         self.claim = claim
         self.task = task
@@ -71,9 +72,12 @@ class Run:
         self.cancel_event: threading.Event | None = None
         self.interrupted = False
         self.metadata: dict[str, Any] = payload.decode_value(claim.metadata) or {} if claim.metadata else {}
+        if not isinstance(self.metadata, dict):
+            raise TypeError(f"metadata must be a dict, the row has {self.metadata!r}")
         self._public_id: str | None = None
         self._progress_at = 0.0
-        self.budget_at = claim.deadline_at
+        # On this machine's clock, by which the task and its watchers measure what remains.
+        self.budget_at = None if claim.deadline_at is None else claim.deadline_at - offset
         limit = None if timeout is None else clock.from_timestamp(started + timeout)
         if limit is None or (self.budget_at is not None and self.budget_at < limit):
             limit = self.budget_at
@@ -104,7 +108,7 @@ class Run:
 
     def raise_if_cancelled(self) -> None:
         """Raise TaskCancelled if asked to stop, BudgetExceeded or TaskTimeout if the time is over."""
-        if self.cancelled:
+        if self.cancelled or self.interrupted:
             raise TaskCancelled
         if self.deadline_at is None:
             return

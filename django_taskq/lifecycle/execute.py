@@ -28,6 +28,7 @@ from django_taskq.domain.outcomes import (
     Failed,
     GaveUp,
     Interrupted,
+    NotYet,
     Outcome,
     Snoozed,
     Succeeded,
@@ -45,6 +46,7 @@ from django_taskq.exceptions import (
     InvalidPayload,
     Retry,
     Snooze,
+    TaskCancelled,
     TaskTimeout,
     error_class_path,
 )
@@ -56,29 +58,42 @@ __all__ = ["acall", "call", "describe", "outcome_of", "prepare", "timed_out"]
 
 # How soon a task that nobody here knows is offered to other workers again.
 _UNKNOWN_RETRY_SECONDS = 5.0
+# A task is not sent back for what two looks at one clock may differ by.
+_EARLY_SECONDS = 0.1
+_NO_OFFSET = timedelta(0)
 
 
-def prepare(claim: Claim, options: conf.Options, alias: str) -> Run | Outcome:
-    """Return what to run, or how the task ends without being run."""
+def prepare(
+    claim: Claim, options: conf.Options, alias: str, *, offset: timedelta = _NO_OFFSET
+) -> Run | Outcome:
+    """
+    Return what to run, or how the task ends without being run.
+
+    ``offset``: how far the database's clock is ahead of this machine's. Rows are judged by the former.
+    """
     started = clock.timestamp()
     if claim.cancel:
         return Cancelled("cancel requested before the start")
-    if claim.deadline_at is not None or claim.expires_at is not None:
-        now = clock.from_timestamp(started)
+    if claim.run_after is not None or claim.deadline_at is not None or claim.expires_at is not None:
+        now = clock.from_timestamp(started) + offset
+        if claim.run_after is not None and (claim.run_after - now).total_seconds() > _EARLY_SECONDS:
+            return NotYet(claim.run_after)
         if claim.deadline_at is not None and claim.deadline_at <= now:
             return BudgetOver()
         if claim.expires_at is not None and claim.attempt == 1 and claim.expires_at <= now:
             return Expired()
     try:
         task = definitions.find(claim.name)
-    except Exception as error:
+    except BaseException as error:
+        # Also SystemExit: a module may do anything when it is imported.
         return Failed(error=describe(error), retry_in=_UNKNOWN_RETRY_SECONDS)
     if task is None:
         return _unknown(claim, options, started)
     try:
         behaviour = definitions.behaviour_of_claim(claim.name, claim.queue, claim.options, task, options)
-        return Run(claim, task, alias, behaviour=behaviour, options=options, started=started)
-    except (ValueError, TypeError, KeyError) as error:
+        return Run(claim, task, alias, behaviour=behaviour, options=options, started=started, offset=offset)
+    except Exception as error:
+        # Options or metadata that are not what we write: no JSON, another shape, nested too deep.
         return Undecodable(error=describe(error))
 
 
@@ -86,7 +101,8 @@ def _unknown(claim: Claim, options: conf.Options, now: float) -> Outcome:
     """Put the task aside for a worker that knows it; dead once nobody knew it for the grace time."""
     try:
         since = (payload.decode_value(claim.options) or {}).get("unknown_since", now)
-    except ValueError:
+        since = float(since)
+    except (ValueError, TypeError, AttributeError, RecursionError):
         since = now
     is_final = now - since >= options.unknown_task_grace.total_seconds()
     return Unknown(is_final=is_final, retry_in=_UNKNOWN_RETRY_SECONDS, since=since)
@@ -167,6 +183,9 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:  # noqa: PLR0911 - on
             return Failed(error=describe(error), retry_in=wait)
         case GiveUp():
             return GaveUp(error=describe(error))
+        case TaskCancelled() if run.interrupted and not run.cancelled:
+            # Nobody asked the task to stop: its worker had to go.
+            return Interrupted()
         case Cancel():
             return Cancelled(clean_text(str(error), 300))
         case BudgetExceeded():
@@ -217,11 +236,11 @@ def describe(error: BaseException) -> ErrorInfo:
     path = error_class_path(error)
     try:
         message = str(error)
-    except Exception as failure:
+    except BaseException as failure:
         message = f"<no message: str() raised {type(failure).__name__}>"
     try:
         text = "".join(traceback.format_exception(error, chain=True))
-    except Exception as failure:
+    except BaseException as failure:
         text = f"{path}: {message}\n<no traceback: formatting raised {type(failure).__name__}>"
     frames = traceback.extract_tb(error.__traceback__, limit=-1) if error.__traceback__ else []
     place = f"{frames[-1].filename}:{frames[-1].name}" if frames else ""

@@ -18,7 +18,7 @@ from django.db import transaction
 from django_taskq import clock, events
 from django_taskq.domain import lease as leases
 from django_taskq.domain import payload
-from django_taskq.domain.outcomes import Interrupted, Lost, Outcome, Snoozed, Succeeded, Unknown
+from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import FINAL, State
 from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
 from django_taskq.models.stats import BUCKETS_MS
@@ -164,6 +164,10 @@ def _again(ended: Ended, transition: Transition) -> Again:
     if isinstance(ended.outcome, Unknown):
         stored = payload.decode_value(ended.claim.options) or {}
         options = payload.encode_value({**stored, "unknown_since": ended.outcome.since}, limit=None)
+    elif ended.claim.options is not None and '"unknown_since"' in ended.claim.options and ended.started is not None:
+        # Somebody knows it after all: should it become unknown again, its grace time starts anew.
+        stored = payload.decode_value(ended.claim.options)
+        options = payload.encode_value({name: stored[name] for name in stored if name != "unknown_since"}, limit=None)
     return Again(
         ended.claim.key,
         ended.claim.lease,
@@ -196,7 +200,7 @@ def _sums(
     minutes: dict[int, datetime] = {}
     for ended, transition in decided:
         claim = ended.claim
-        if isinstance(ended.outcome, Interrupted | Unknown | Snoozed) and transition.state not in FINAL:
+        if isinstance(ended.outcome, Interrupted | NotYet | Unknown | Snoozed) and transition.state not in FINAL:
             continue
         number = int(ended.ended // 60)
         minute = minutes.get(number)

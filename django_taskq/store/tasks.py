@@ -142,6 +142,7 @@ def _live_again(row: FinishedTask, attempts: int | None, now: datetime) -> Task:
     values = row.option_values
     # How many attempts the task is worth, before replays added to its maximum.
     worth = values.setdefault("attempts", row.max_attempts)
+    values.pop("unknown_since", None)
     budget = values.get("max_time")
     carried = {name: getattr(row, name) for name in _CARRIED_BACK}
     return Task(

@@ -260,6 +260,11 @@ class Worker:
         self._offset = moment - (before + (after - before) / 2)
         return moment
 
+    @property
+    def offset(self) -> timedelta:
+        """How far the database's clock is ahead of this machine's, as of the last heartbeat."""
+        return self._offset
+
     def now(self) -> datetime:
         """Return the present moment on the database's clock, as of the last heartbeat."""
         return clock.now() + self._offset

@@ -11,7 +11,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from typing import Any
 
@@ -143,7 +143,9 @@ class MySQL(Vendor):
 
     def insert(self, rows: Sequence[NewTask]) -> None:
         adapt = self._stored
-        with self.connection.cursor() as cursor:
+        # All or none, however many statements it takes.
+        whole = self.atomic() if len(rows) > 500 else nullcontext()
+        with whole, self.connection.cursor() as cursor:
             for start in range(0, len(rows), 500):
                 part = rows[start : start + 500]
                 cursor.execute(

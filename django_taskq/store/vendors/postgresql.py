@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property, partial
 from typing import Any
@@ -213,7 +213,9 @@ class PostgreSQL(Vendor):
         if len(rows) >= COPY_FROM and self.has_psycopg3:
             self._copy(rows)
             return
-        with self.connection.cursor() as cursor:
+        # All or none, however many statements it takes.
+        whole = self.atomic() if len(rows) > 1 else nullcontext()
+        with whole, self.connection.cursor() as cursor:
             for row in rows:
                 cursor.execute(
                     _INSERT,

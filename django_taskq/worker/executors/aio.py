@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from django.db import connections
@@ -27,6 +28,8 @@ from django_taskq.store.rows import Claim
 from django_taskq.worker.executors.base import Executor, Host, run_one
 
 __all__ = ["AsyncExecutor"]
+
+_NO_OFFSET = timedelta(0)
 
 logger = logging.getLogger("django_taskq")
 
@@ -93,14 +96,18 @@ class AsyncExecutor(Executor):
 
     async def _run(self, claim: Claim) -> None:
         host = self.host
-        task = definitions.find(claim.name)
+        try:
+            task = definitions.find(claim.name)
+        except BaseException:
+            # Its module cannot be imported, which the attempt itself has to tell.
+            task = None
         if task is None or claim.ack == Ack.ATOMIC or not definitions.is_coroutine(task):
             await asyncio.to_thread(run_one, host, claim)
             return
         if not host.may_start(claim):
             host.ended(Ended(claim, Interrupted(started=False), None, clock.timestamp()))
             return
-        found = execute.prepare(claim, host.options, host.alias)
+        found = execute.prepare(claim, host.options, host.alias, offset=getattr(host, "offset", _NO_OFFSET))
         if not isinstance(found, Run):
             host.ended(Ended(claim, found, None, clock.timestamp()))
             return

@@ -6,9 +6,12 @@ What an executor is, and the steps of one attempt that all of them share.
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from datetime import timedelta
 from typing import Any, Protocol
 
 from django.db import transaction
@@ -22,7 +25,11 @@ from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
 from django_taskq.worker.hygiene import tidy, tidy_if_idle
 
+logger = logging.getLogger("django_taskq")
+
 __all__ = ["Caller", "Executor", "Host", "run_one"]
+
+_NO_OFFSET = timedelta(0)
 
 Caller = Callable[[Run], tuple[Outcome, BaseException | None]]
 
@@ -32,6 +39,10 @@ class Host(Protocol):
 
     alias: str
     options: conf.Options
+
+    @property
+    def offset(self) -> timedelta:
+        """How far the database's clock is ahead of this machine's."""
 
     def may_start(self, claim: Claim) -> bool:
         """Return whether the lease of a claim still holds, so that it may be started."""
@@ -105,7 +116,7 @@ def run_one(host: Host, claim: Claim, call: Caller = execute.call, *, own_thread
         # Rescued by now, or about to be: starting it could run it twice.
         host.ended(Ended(claim, Interrupted(started=False), None, clock.timestamp()))
         return
-    found = execute.prepare(claim, host.options, host.alias)
+    found = execute.prepare(claim, host.options, host.alias, offset=getattr(host, "offset", _NO_OFFSET))
     if not isinstance(found, Run):
         host.ended(Ended(claim, found, None, clock.timestamp()))
         return
@@ -114,10 +125,27 @@ def run_one(host: Host, claim: Claim, call: Caller = execute.call, *, own_thread
     if claim.ack == Ack.ATOMIC:
         _run_atomic(host, found, call)
     else:
-        outcome, error = call(found)
+        outcome, error = _isolated(found, call)
         ended = clock.timestamp()
-        tidy(drop_transactions=own_thread)
+        try:
+            tidy(drop_transactions=own_thread)
+        except Exception:
+            logger.exception("The connections of a slot could not be tidied up")
         _hand_over(host, found, outcome, error, ended)
+
+
+def _isolated(run: Run, call: Caller) -> tuple[Outcome, BaseException | None]:
+    """
+    Call the task in a context of its own, and return an outcome whatever happens.
+
+    The language, time zone and other context variables that a task leaves changed are not the next one's.
+    """
+    try:
+        return copy_context().run(call, run)
+    except BaseException as error:
+        # Nothing a task does gets past ``call``; should something, the task must not run in the books for ever.
+        logger.exception("Running task %s failed outside of its function", run.claim.name)
+        return execute.outcome_of(run, error), error
 
 
 def _hand_over(host: Host, run: Run, outcome: Outcome, error: BaseException | None, ended: float) -> None:
@@ -143,7 +171,7 @@ def _run_atomic(host: Host, run: Run, call: Caller) -> None:
     refused = False
     try:
         with transaction.atomic(using=host.alias):
-            outcome, error = call(run)
+            outcome, error = _isolated(run, call)
             ended = clock.timestamp()
             if not isinstance(outcome, Succeeded):
                 raise _NotSettled
