@@ -93,7 +93,7 @@ def _handler(report: Report, lease_seconds: float, database: Callable[[], str]) 
         # A client that sends nothing must not hold a thread for ever.
         timeout = 5
 
-        def do_GET(self) -> None:  # noqa: N802 - the base class chose the name
+        def do_GET(self) -> None:
             path = self.path.split("?", 1)[0]
             if path == "/live":
                 self._answer(200, {"live": True, "workers": report()})

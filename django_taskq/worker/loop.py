@@ -275,7 +275,10 @@ class Worker:
             slots = worker.async_slots or worker.threads
             self._sync = make_executor("asyncio", self, slots)
         else:
-            self._sync = make_executor(worker.executor, self, worker.threads, **self.plan.executor_options)
+            given = dict(self.plan.executor_options)
+            if worker.executor == "processes":
+                given.setdefault("kill_seconds", worker.kill_grace.total_seconds())
+            self._sync = make_executor(worker.executor, self, worker.threads, **given)
             if worker.async_slots and worker.executor != "inline":
                 self._async = make_executor("asyncio", self, worker.async_slots)
         self._sync.start()

@@ -181,7 +181,7 @@ def exit_code(worker: Worker) -> int:
     try:
         worker.join(0)
     except ShutdownTimeout as error:
-        logger.error("%s", error)  # noqa: TRY400 - the sentence says it all
+        logger.error("%s", error)
         return TIMED_OUT
     if worker.has_failed:
         return FAILED

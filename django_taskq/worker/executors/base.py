@@ -25,9 +25,13 @@ from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
 from django_taskq.worker.hygiene import tidy, tidy_if_idle
 
+<<<<<<< /tmp/land.ours
+__all__ = ["ALREADY", "Caller", "Executor", "Host", "is_written", "run_atomic", "run_one"]
+=======
 logger = logging.getLogger("django_taskq")
 
 __all__ = ["Caller", "Executor", "Host", "run_one"]
+>>>>>>> /tmp/land.theirs
 
 _NO_OFFSET = timedelta(0)
 
@@ -101,16 +105,24 @@ class Executor(ABC):
         May be called again. After it no ``host.ended`` comes for what was returned, or it is refused by the lease.
         """
 
-    def abandon(self, run: Run) -> bool:  # noqa: PLR6301 - an executor that can replace a slot overrides it
+    def abandon(self, run: Run) -> bool:
         """Give up on a task that does not come back, and put a fresh slot in its place; return whether it can."""
         return False
 
 
-def run_one(host: Host, claim: Claim, call: Caller = execute.call, *, own_thread: bool = True) -> None:
+def run_one(
+    host: Host,
+    claim: Claim,
+    call: Caller = execute.call,
+    *,
+    own_thread: bool = True,
+    atomic: Callable[[Host, Run, Caller], None] | None = None,
+) -> None:
     """
     Run one claim in this thread from the lease check to the hand-over of its outcome.
 
     ``own_thread``: the thread runs nothing but tasks, so a transaction that a task leaves open is dropped.
+    ``atomic`` runs and settles an attempt that does both in one transaction, where that is not this thread's business.
     """
     if not host.may_start(claim):
         # Rescued by now, or about to be: starting it could run it twice.
@@ -123,7 +135,7 @@ def run_one(host: Host, claim: Claim, call: Caller = execute.call, *, own_thread
     tidy_if_idle(drop_transactions=own_thread)
     host.started(found)
     if claim.ack == Ack.ATOMIC:
-        _run_atomic(host, found, call)
+        (atomic or run_atomic)(host, found, call)
     else:
         outcome, error = _isolated(found, call)
         ended = clock.timestamp()
@@ -163,7 +175,7 @@ class _NotSettled(Exception):
     """The task's own writes must not stay: it failed, or its lease was lost."""
 
 
-def _run_atomic(host: Host, run: Run, call: Caller) -> None:
+def run_atomic(host: Host, run: Run, call: Caller) -> None:
     """Run the task and write its success in one transaction, on this thread's connection."""
     outcome: Outcome
     error: BaseException | None = None
@@ -188,24 +200,24 @@ def _run_atomic(host: Host, run: Run, call: Caller) -> None:
         # The commit failed, or the task left the transaction broken: nothing of it stayed.
         ended, outcome, error = clock.timestamp(), execute.outcome_of(run, failure), failure
     else:
-        host.ended(Ended(run.claim, outcome, None, ended), settled=_ALREADY)
+        host.ended(Ended(run.claim, outcome, None, ended), settled=ALREADY)
         return
     finally:
         tidy(drop_transactions=False)
     if refused:
-        host.ended(Ended(run.claim, outcome, None, ended), settled=_ALREADY)
+        host.ended(Ended(run.claim, outcome, None, ended), settled=ALREADY)
         return
     _hand_over(host, run, outcome, error, ended)
 
 
 # Marks an outcome that is in the database already: the worker only frees the slot.
-_ALREADY = threading.Event()
-_ALREADY.set()
+ALREADY = threading.Event()
+ALREADY.set()
 
 
 def is_written(settled: threading.Event | None) -> bool:
     """Return whether an outcome was written by the attempt itself."""
-    return settled is _ALREADY
+    return settled is ALREADY
 
 
 def key_of(claim: Claim) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 
 from django.db import connections
@@ -21,9 +22,14 @@ from django_taskq.lifecycle import execute
 from django_taskq.lifecycle.context import Run
 from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
-from django_taskq.worker.executors.base import Caller, Executor, Host, run_one
+from django_taskq.worker.executors.base import Executor, Host, run_one
 
 __all__ = ["ThreadExecutor"]
+
+
+def _nothing() -> None:
+    """A thread has nothing of its own but connections."""
+
 
 logger = logging.getLogger("django_taskq")
 
@@ -51,19 +57,20 @@ class ThreadExecutor(Executor):
         self._threads.append(thread)
         thread.start()
 
-    def _caller(self) -> Caller:
-        return execute.call
+    def _runner(self) -> tuple[Callable[[Claim], None], Callable[[], None]]:
+        """Return what runs one claim in the calling slot, and what is called when the slot ends."""
+        return partial(run_one, self.host), _nothing
 
     def _work(self) -> None:
         me = threading.get_ident()
         line, busy, host = self._line, self._busy, self.host
-        call = self._caller()
+        run, close = self._runner()
         try:
             while (claim := line.get()) is not None:
                 busy[me] = claim
                 host.taken()
                 try:
-                    run_one(host, claim, call)
+                    run(claim)
                 except BaseException as error:
                     # Nothing of a task gets here; this is our own fault, and must cost neither the slot nor the task.
                     logger.exception("A slot failed outside of its task")
@@ -73,6 +80,7 @@ class ThreadExecutor(Executor):
                 if me in self._abandoned:
                     break
         finally:
+            close()
             connections.close_all()
             # The system gives this number to another thread some day.
             self._abandoned.discard(me)
