@@ -15,7 +15,7 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-__all__ = ["LiveIndex", "TaskIdField", "reset_storage", "set_storage"]
+__all__ = ["LiveIndex", "NameField", "TaskIdField", "reset_storage", "set_storage"]
 
 
 if TYPE_CHECKING:
@@ -64,6 +64,26 @@ class TaskIdField(UUIDFieldBase):
             return uuid.UUID(bytes=value)
         return uuid.UUID(value)
 
+
+if TYPE_CHECKING:
+    CharFieldBase = models.CharField[str, str]
+else:
+    CharFieldBase = models.CharField
+
+
+class NameField(CharFieldBase):
+    """
+    A name that is compared to the letter on every database.
+
+    MySQL and MariaDB compare text regardless of case and accents by default, so a worker of the
+    queue "email" would take the tasks of "Email", and two functions would share one row of statistics.
+    """
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, str | None]:
+        found: dict[str, str | None] = super().db_parameters(connection)
+        if connection.vendor == "mysql":
+            found["collation"] = "utf8mb4_bin"
+        return found
 
 
 class LiveIndex(models.Index):

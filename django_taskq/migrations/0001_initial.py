@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='Queue',
             fields=[
-                ('name', models.CharField(max_length=64, primary_key=True, serialize=False, verbose_name='name')),
+                ('name', django_taskq.schema.NameField(max_length=64, primary_key=True, serialize=False, verbose_name='name')),
                 ('position', models.IntegerField(default=0, help_text='lower first, where a worker names no order', verbose_name='position')),
                 ('weight', models.PositiveIntegerField(default=1, verbose_name='weight')),
                 ('paused', models.BooleanField(default=False, verbose_name='paused')),
@@ -63,8 +63,8 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='TaskType',
             fields=[
-                ('name', models.CharField(max_length=200, primary_key=True, serialize=False, verbose_name='task')),
-                ('queue', models.CharField(blank=True, max_length=64, verbose_name='queue')),
+                ('name', django_taskq.schema.NameField(max_length=200, primary_key=True, serialize=False, verbose_name='task')),
+                ('queue', django_taskq.schema.NameField(blank=True, max_length=64, verbose_name='queue')),
                 ('seen_at', models.DateTimeField(verbose_name='last announced')),
             ],
             options={
@@ -137,7 +137,7 @@ class Migration(migrations.Migration):
             name='FinishedTask',
             fields=[
                 ('id', django_taskq.schema.TaskIdField(default=django_taskq.ids.uuid7, editable=False, primary_key=True, serialize=False, verbose_name='id')),
-                ('queue', models.CharField(max_length=64, verbose_name='queue')),
+                ('queue', django_taskq.schema.NameField(max_length=64, verbose_name='queue')),
                 ('rank', models.SmallIntegerField(default=0, help_text='minus the priority: lower runs first', verbose_name='rank')),
                 ('state', models.SmallIntegerField(choices=[(6, 'waiting'), (0, 'scheduled'), (1, 'ready'), (2, 'running'), (5, 'parked'), (3, 'succeeded'), (4, 'dead'), (7, 'cancelled')], default=1, verbose_name='state')),
                 ('attempt', models.IntegerField(default=0, verbose_name='attempt')),
@@ -149,7 +149,7 @@ class Migration(migrations.Migration):
                 ('started_at', models.DateTimeField(blank=True, help_text='of the latest attempt', null=True, verbose_name='started at')),
                 ('deadline_at', models.DateTimeField(blank=True, null=True, verbose_name='deadline')),
                 ('expires_at', models.DateTimeField(blank=True, null=True, verbose_name='expires at')),
-                ('name', models.CharField(max_length=200, verbose_name='task')),
+                ('name', django_taskq.schema.NameField(max_length=200, verbose_name='task')),
                 ('args', models.TextField(default='{"args":[],"kwargs":{}}', verbose_name='arguments')),
                 ('options', models.TextField(blank=True, null=True, verbose_name='options')),
                 ('metadata', models.TextField(blank=True, null=True, verbose_name='metadata')),
@@ -188,7 +188,7 @@ class Migration(migrations.Migration):
             name='Snapshot',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('queue', models.CharField(max_length=64, verbose_name='queue')),
+                ('queue', django_taskq.schema.NameField(max_length=64, verbose_name='queue')),
                 ('at', models.DateTimeField(verbose_name='at')),
                 ('ready', models.IntegerField(default=0, verbose_name='ready')),
                 ('scheduled', models.IntegerField(default=0, verbose_name='scheduled')),
@@ -211,8 +211,8 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('minute', models.DateTimeField(verbose_name='minute')),
-                ('queue', models.CharField(max_length=64, verbose_name='queue')),
-                ('task', models.CharField(max_length=200, verbose_name='task')),
+                ('queue', django_taskq.schema.NameField(max_length=64, verbose_name='queue')),
+                ('task', django_taskq.schema.NameField(max_length=200, verbose_name='task')),
                 ('worker_id', models.BigIntegerField(default=0, verbose_name='worker')),
                 ('succeeded', models.IntegerField(default=0, verbose_name='succeeded')),
                 ('failed', models.IntegerField(default=0, verbose_name='failed attempts')),
@@ -255,7 +255,7 @@ class Migration(migrations.Migration):
             name='Task',
             fields=[
                 ('id', django_taskq.schema.TaskIdField(default=django_taskq.ids.uuid7, editable=False, primary_key=True, serialize=False, verbose_name='id')),
-                ('queue', models.CharField(max_length=64, verbose_name='queue')),
+                ('queue', django_taskq.schema.NameField(max_length=64, verbose_name='queue')),
                 ('rank', models.SmallIntegerField(default=0, help_text='minus the priority: lower runs first', verbose_name='rank')),
                 ('state', models.SmallIntegerField(choices=[(6, 'waiting'), (0, 'scheduled'), (1, 'ready'), (2, 'running'), (5, 'parked'), (3, 'succeeded'), (4, 'dead'), (7, 'cancelled')], default=1, verbose_name='state')),
                 ('attempt', models.IntegerField(default=0, verbose_name='attempt')),
@@ -267,7 +267,7 @@ class Migration(migrations.Migration):
                 ('started_at', models.DateTimeField(blank=True, help_text='of the latest attempt', null=True, verbose_name='started at')),
                 ('deadline_at', models.DateTimeField(blank=True, null=True, verbose_name='deadline')),
                 ('expires_at', models.DateTimeField(blank=True, null=True, verbose_name='expires at')),
-                ('name', models.CharField(max_length=200, verbose_name='task')),
+                ('name', django_taskq.schema.NameField(max_length=200, verbose_name='task')),
                 ('args', models.TextField(default='{"args":[],"kwargs":{}}', verbose_name='arguments')),
                 ('options', models.TextField(blank=True, null=True, verbose_name='options')),
                 ('metadata', models.TextField(blank=True, null=True, verbose_name='metadata')),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from django_taskq.schema import NameField
+
 __all__ = ["Queue", "TaskType"]
 
 
 class Queue(models.Model):
     """A queue that somebody enqueued to or listens to."""
 
-    name = models.CharField(_("name"), max_length=64, primary_key=True)
+    name = NameField(_("name"), max_length=64, primary_key=True)
     position = models.IntegerField(_("position"), default=0, help_text=_("lower first, where a worker names no order"))
     weight = models.PositiveIntegerField(_("weight"), default=1)
     paused = models.BooleanField(_("paused"), default=False)
@@ -32,8 +34,8 @@ class Queue(models.Model):
 class TaskType(models.Model):
     """A task path that some worker knew when it started."""
 
-    name = models.CharField(_("task"), max_length=200, primary_key=True)
-    queue = models.CharField(_("queue"), max_length=64, blank=True)
+    name = NameField(_("task"), max_length=200, primary_key=True)
+    queue = NameField(_("queue"), max_length=64, blank=True)
     seen_at = models.DateTimeField(_("last announced"))
 
     class Meta:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from django_taskq.schema import NameField
+
 __all__ = ["BUCKETS_MS", "Snapshot", "Stat"]
 
 # Upper bounds in milliseconds of the histogram columns; the last column takes the rest.
@@ -20,8 +22,8 @@ class Stat(models.Model):
     """
 
     minute = models.DateTimeField(_("minute"))
-    queue = models.CharField(_("queue"), max_length=64)
-    task = models.CharField(_("task"), max_length=200)
+    queue = NameField(_("queue"), max_length=64)
+    task = NameField(_("task"), max_length=200)
     worker_id = models.BigIntegerField(_("worker"), default=0)
     succeeded = models.IntegerField(_("succeeded"), default=0)
     failed = models.IntegerField(_("failed attempts"), default=0)
@@ -68,7 +70,7 @@ class Stat(models.Model):
 class Snapshot(models.Model):
     """How deep one queue was at one moment, written by the duty *snapshot*; one row a minute is kept."""
 
-    queue = models.CharField(_("queue"), max_length=64)
+    queue = NameField(_("queue"), max_length=64)
     at = models.DateTimeField(_("at"))
     ready = models.IntegerField(_("ready"), default=0)
     scheduled = models.IntegerField(_("scheduled"), default=0)

@@ -17,7 +17,7 @@ from django_taskq.domain import lease as leases
 from django_taskq.domain import payload
 from django_taskq.domain.states import FINAL, LIVE, Ack, DeadReason, State
 from django_taskq.ids import uuid7
-from django_taskq.schema import LiveIndex, TaskIdField
+from django_taskq.schema import LiveIndex, NameField, TaskIdField
 
 __all__ = ["STATE_CHOICES", "Attempt", "DeadTask", "FinishedTask", "Progress", "Task", "TaskRow"]
 
@@ -40,7 +40,7 @@ class TaskRow(models.Model):
     """The columns that a task has all its life."""
 
     id = TaskIdField(_("id"), primary_key=True, default=uuid7, editable=False)
-    queue = models.CharField(_("queue"), max_length=64)
+    queue = NameField(_("queue"), max_length=64)
     rank = models.SmallIntegerField(_("rank"), default=0, help_text=_("minus the priority: lower runs first"))
     state = models.SmallIntegerField(_("state"), choices=STATE_CHOICES, default=int(State.READY))
     attempt = models.IntegerField(_("attempt"), default=0)
@@ -52,7 +52,7 @@ class TaskRow(models.Model):
     started_at = models.DateTimeField(_("started at"), null=True, blank=True, help_text=_("of the latest attempt"))
     deadline_at = models.DateTimeField(_("deadline"), null=True, blank=True)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
-    name = models.CharField(_("task"), max_length=200)
+    name = NameField(_("task"), max_length=200)
     args = models.TextField(_("arguments"), default='{"args":[],"kwargs":{}}')
     options = models.TextField(_("options"), null=True, blank=True)  # noqa: DJ001 - null costs nothing, "" would be a value
     metadata = models.TextField(_("metadata"), null=True, blank=True)  # noqa: DJ001
