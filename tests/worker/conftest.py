@@ -1,0 +1,23 @@
+"""Each worker test starts with closed gates and short leases."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.worker import tasks
+
+
+@pytest.fixture(autouse=True)
+def gates() -> Iterator[None]:
+    tasks.gate.clear()
+    while tasks.entered.acquire(blocking=False):
+        pass
+    yield
+    tasks.gate.set()
+
+
+@pytest.fixture
+def quick(settings: Any) -> None:
+    """Let leases and heartbeats be as short as they may."""
+    settings.TASKQ = {"LEASE_SECONDS": 3, "HEARTBEAT_SECONDS": 0.2}
