@@ -39,6 +39,7 @@ from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
 from django_taskq.worker.executors import Executor, make_executor
 from django_taskq.worker.executors.base import is_written
+from django_taskq.worker.memory import give_back, resident_megabytes
 from django_taskq.worker.wakeup import Wakeup
 
 __all__ = ["Plan", "Worker", "workers_here"]
@@ -52,6 +53,8 @@ PREFETCH_SECONDS = 0.05
 # How long a claimed task may wait in line behind slow ones before it is handed back.
 STALE_SECONDS = 0.5
 _BACKOFF_MOST = 5.0
+# How often an idle worker returns unused memory to the system.
+_TIDY_SECONDS = 60.0
 # What leaving may take beyond the grace time: for each word to the database, and for writing what ended.
 _GOODBYE_SECONDS = 2.0
 _WRITE_SECONDS = 5.0
@@ -120,6 +123,7 @@ class Worker:
         self._is_pooled = bool(connections[self.alias].settings_dict.get("OPTIONS", {}).get("pool"))
         self._refill_at = 0
         self._born = time.monotonic()
+        self._tidy_at = 0.0
 
     # Life
 
@@ -653,6 +657,9 @@ class Worker:
 
     def _look_after_myself(self) -> None:
         worker = self.plan.worker
+        if not self._runs and time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + _TIDY_SECONDS
+            give_back()
         if worker.max_age is not None and time.monotonic() - self._born >= worker.max_age.total_seconds():
             self.stop("max age reached")
         if worker.max_memory is not None:
@@ -798,13 +805,3 @@ def in_own_thread(work: Callable[[], None], *, timeout: float | None = None) -> 
 def workers_here() -> list[Worker]:
     """Return the workers of this process that were started and have not stopped."""
     return [worker for worker in list(_here) if worker.state not in {"new", "stopped"}]
-
-
-def resident_megabytes() -> int | None:
-    """Return the memory this process has resident, in MiB; None where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            pages = int(file.read().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
-    except (OSError, ValueError, IndexError):
-        return None

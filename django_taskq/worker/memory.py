@@ -1,0 +1,42 @@
+"""
+The memory of a worker process: how much it has, and giving back what it no longer needs.
+
+Importing Django leaves the C library with pages that are free but not returned
+to the system, 2 to 3 MiB of an idle worker's 45.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["give_back", "resident_megabytes"]
+
+
+def resident_megabytes() -> int | None:
+    """Return the memory this process has resident, in MiB; None where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def give_back() -> None:
+    """Return unused pages to the system where the C library can (glibc); takes a few milliseconds."""
+    gc.collect()
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache(maxsize=1)
+def _trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return None
