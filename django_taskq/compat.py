@@ -24,6 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django_taskq.exceptions import InvalidOptions, TaskNotFound
 
 __all__ = [
+    "ADMIN_BREADCRUMBS_ARE_A_LIST",
     "HAS_CORE_TASKS",
     "BaseTaskBackend",
     "Contract",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 HAS_CORE_TASKS = django.VERSION >= (6, 0)
+# 6.1 made <ol class="breadcrumbs"> of what was a <div> with separators in the text.
+ADMIN_BREADCRUMBS_ARE_A_LIST = django.VERSION >= (6, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

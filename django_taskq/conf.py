@@ -35,11 +35,13 @@ __all__ = [
     "installed",
     "is_debug",
     "language",
+    "names_backends",
     "options",
     "problems",
     "settings_module",
     "task_settings",
     "uses_time_zones",
+    "wants_metrics",
     "worker_option",
 ]
 
@@ -379,6 +381,11 @@ def task_settings() -> Mapping[str, Any]:
     return settings.TASKS or {}
 
 
+def names_backends() -> bool:
+    """Return whether the project has a TASKS setting; without one our backend is implied."""
+    return settings.is_overridden("TASKS")
+
+
 def has_backend(alias: str) -> bool:
     """Return whether the project's TASKS setting names a backend for this alias."""
     return alias in task_settings()
@@ -418,6 +425,12 @@ def worker_option(name: str, value: Any) -> Any:
 def installed(app: str) -> bool:
     """Return whether the project lists this app."""
     return any(name == app or name.startswith(f"{app}.") for name in settings.INSTALLED_APPS)
+
+
+def wants_metrics() -> bool:
+    """Return whether the project wants Prometheus metrics: METRICS, or whether django-prometheus is installed."""
+    wanted = _read(None)[0].metrics
+    return installed("django_prometheus") if wanted is None else wanted
 
 
 def is_debug() -> bool:

@@ -235,9 +235,9 @@ class _Methods(_Face[P, R]):
         """
         Return the backend of this task's alias.
 
-        Where the project's TASKS setting says nothing, it is the database backend of this app.
+        Where the project has no TASKS setting, it is the database backend of this app.
         """
-        if conf.has_backend(self.backend):
+        if conf.names_backends():
             contract = contract_of(self)
             try:
                 return contract.handler[self.backend]
