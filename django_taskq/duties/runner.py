@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.db import DatabaseError, InterfaceError
 
@@ -48,6 +49,9 @@ class DutyRunner:
             "snapshot": 10.0,
             "prune": 60.0,
         }
+        # The others have no memory.
+        watch = rescue.Watch(options.heartbeat_seconds)
+        self._duties: dict[str, Duty] = {**DUTIES, "rescue": partial(rescue.run_once, watch=watch)}
         self._due_at = dict.fromkeys(DUTIES, 0.0)
         self._reported_at: dict[str, float] = {}
 
@@ -56,7 +60,7 @@ class DutyRunner:
         if not self._leader.leads(self._now()):
             return 0
         ready = 0
-        for name, duty in DUTIES.items():
+        for name, duty in self._duties.items():
             tick = time.monotonic()
             if tick < self._due_at[name]:
                 continue
@@ -76,7 +80,7 @@ class DutyRunner:
             raise
         except Exception as failure:
             # One broken duty must not keep the others from being done.
-            logger.exception("The duty %s failed", duty.__module__)
+            logger.exception("The duty %s failed", getattr(duty, "func", duty).__module__)
             return 0, f"{type(failure).__name__}: {failure}"
 
     def _report(self, name: str, count: int, error: str, seconds: float) -> None:

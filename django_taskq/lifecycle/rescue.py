@@ -8,6 +8,7 @@ woke up again, matches no row.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 from django_taskq import clock, events
@@ -25,10 +26,20 @@ __all__ = ["bury", "rescue", "rescue_worker"]
 CHUNK = 1000
 
 
-def rescue(alias: str, *, now: datetime) -> int:
-    """Declare silent workers dead and settle all they held; return how many tasks that were."""
+def rescue(
+    alias: str, *, now: datetime, watched: Callable[[Sequence[Worker]], Collection[int]] | None = None
+) -> int:
+    """
+    Declare silent workers dead and settle all they held; return how many tasks that were.
+
+    ``watched`` is told of every worker's last beat and returns the ids of those that may be judged.
+    """
     count = 0
-    for worker in store.silent(alias, now=now):
+    workers = store.not_dead(alias)
+    judged = None if watched is None else watched(workers)
+    for worker in workers:
+        if not store.is_silent(worker, now=now) or (judged is not None and worker.pk not in judged):
+            continue
         if store.declare_dead(alias, worker):
             if events.wanted(events.WorkerLost):
                 events.emit(events.WorkerLost(worker_id=worker.pk, name=worker.name, alias=alias))

@@ -8,9 +8,11 @@ from typing import Any
 
 from django_taskq.domain import lease as leases
 from django_taskq.models import Task, TaskType, Worker
+from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
+from django_taskq.store.vendors.base import CLAIM_FIELDS
 
-__all__ = ["announce", "announce_task_types", "beat", "cancel_requests", "declare_dead", "forget", "mark_stopping", "silent"]
+__all__ = ["announce", "announce_task_types", "beat", "cancel_requests", "declare_dead", "forget", "held_since", "is_silent", "mark_stopping", "not_dead", "silent"]
 
 
 def announce(alias: str, *, now: datetime, **facts: Any) -> int:
@@ -35,11 +37,20 @@ def forget(alias: str, worker_id: int) -> None:
     Worker.objects.using(alias).filter(pk=worker_id).delete()
 
 
+def not_dead(alias: str) -> list[Worker]:
+    """Return the workers that nobody has declared dead, longest silent first."""
+    return list(Worker.objects.using(alias).exclude(state=Worker.State.DEAD).order_by("beat_at"))
+
+
+def is_silent(worker: Worker, *, now: datetime) -> bool:
+    """Return whether a worker has not beaten for longer than its lease."""
+    # The lease length is each worker's own, so that two releases with other settings get along.
+    return worker.beat_at < now - timedelta(seconds=worker.lease_seconds)
+
+
 def silent(alias: str, *, now: datetime) -> list[Worker]:
     """Return the workers that have not beaten for longer than their lease, longest silent first."""
-    late = Worker.objects.using(alias).exclude(state=Worker.State.DEAD).order_by("beat_at")
-    # The lease length is each worker's own, so that two releases with other settings get along.
-    return [worker for worker in late if worker.beat_at < now - timedelta(seconds=worker.lease_seconds)]
+    return [worker for worker in not_dead(alias) if is_silent(worker, now=now)]
 
 
 def declare_dead(alias: str, worker: Worker) -> bool:
@@ -58,6 +69,15 @@ def cancel_requests(alias: str, worker_id: int) -> list[str]:
     asked = Task.objects.using(alias).filter(lease__gte=low, lease__lte=high, cancel=True)
     vendor = vendor_for(alias)
     return [vendor.public_id(key) for key in asked.values_list("id", flat=True)]
+
+
+def held_since(alias: str, worker_id: int, *, before: datetime) -> list[Claim]:
+    """Return what the books say this worker claimed before a moment and still holds."""
+    low, high = leases.span_of(worker_id)
+    held = Task.objects.using(alias).filter(lease__gte=low, lease__lte=high, started_at__lt=before)
+    vendor = vendor_for(alias)
+    rows = held.values_list(*CLAIM_FIELDS, "lease")
+    return [Claim(vendor.key_of(row[0]), *row[1:]) for row in rows]
 
 
 def announce_task_types(alias: str, types: Mapping[str, str], *, now: datetime) -> None:

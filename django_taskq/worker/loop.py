@@ -26,7 +26,7 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections
 
 from django_taskq import clock, conf, events
-from django_taskq.domain.outcomes import Interrupted, Undecodable
+from django_taskq.domain.outcomes import Interrupted, Succeeded, Undecodable
 from django_taskq.exceptions import ShutdownTimeout
 from django_taskq.lifecycle import definitions, execute, wake
 from django_taskq.lifecycle.claim import Claimer, parse_queues
@@ -47,6 +47,12 @@ __all__ = ["Plan", "Worker", "workers_here"]
 logger = logging.getLogger("django_taskq")
 
 FLUSH_MOST = 500
+# Results and tracebacks of one write: MariaDB and MySQL take 16 MiB in a statement by default.
+FLUSH_BYTES = 2 * 1024 * 1024
+# How often the database may refuse a batch for no reason of the connection before its outcomes are tried one by one.
+_REFUSALS = 5
+# How long an outcome that the database refuses by itself is put aside.
+_ASIDE_SECONDS = 5.0
 BACK_PRESSURE = 2000
 # How far ahead of the slots tasks are claimed, in seconds of work.
 PREFETCH_SECONDS = 0.05
@@ -106,7 +112,14 @@ class Worker:
         self._async_share = 0.0
         self._taken_at = time.monotonic()
         self._lease_until = 0.0
-        self._offset = timedelta(0)
+        # The database's clock at one moment of ours that never jumps.
+        self._db_moment = clock.now()
+        self._db_moment_at = clock.elapsed()
+        # What this worker holds, by key and lease, to be compared with what the books say.
+        self._held: set[tuple[Any, int]] = set()
+        self._claiming = threading.Lock()
+        self._search_at = 0.0
+        self._aside: list[Ended] = []
         self._written = 0
         self._started_total = 0
         self._unbegun = 0
@@ -238,6 +251,7 @@ class Worker:
         return self._state == "running" and clock.elapsed() < self._lease_until
 
     def _announce(self) -> None:
+        began = clock.elapsed()
         now = self._db_now()
         self.id = store.announce(
             self.alias,
@@ -250,28 +264,28 @@ class Worker:
             executor=self.plan.worker.executor[:100],
             lease_seconds=self.options.lease_seconds,
         )
-        self._lease_until = clock.elapsed() + self.options.lease_seconds * 0.9
+        self._lease_until = began + self.options.lease_seconds * 0.9
         self._beat_at = time.monotonic()
         self._claimer = Claimer(self.alias, self.id, self.queues)
         if events.wanted(events.WorkerStarted):
             events.emit(events.WorkerStarted(worker_id=self.id, name=self.name, alias=self.alias))
 
     def _db_now(self) -> datetime:
-        """Return the database's clock, and remember how far this machine's is off."""
-        before = clock.now()
+        """Return the database's clock, and remember at which moment of ours that was."""
+        before = clock.elapsed()
         moment = vendor_for(self.alias).now()
-        after = clock.now()
-        self._offset = moment - (before + (after - before) / 2)
+        self._db_moment_at = (before + clock.elapsed()) / 2
+        self._db_moment = moment
         return moment
 
     @property
     def offset(self) -> timedelta:
-        """How far the database's clock is ahead of this machine's, as of the last heartbeat."""
-        return self._offset
+        """How far the database's clock is ahead of this machine's, which may have been set anew a moment ago."""
+        return self.now() - clock.now()
 
     def now(self) -> datetime:
         """Return the present moment on the database's clock, as of the last heartbeat."""
-        return clock.now() + self._offset
+        return self._db_moment + timedelta(seconds=clock.elapsed() - self._db_moment_at)
 
     def _make_executors(self) -> None:
         worker = self.plan.worker
@@ -320,6 +334,8 @@ class Worker:
             except (DatabaseError, InterfaceError, OSError) as error:
                 failures += 1
                 connected = False
+                # The claim may have been committed although its answer was lost.
+                self._search_at = 0.0
                 self._survive("claim", error, failures, until=self._stopping)
 
     def _turn(self, wakeup: Wakeup) -> None:
@@ -335,7 +351,9 @@ class Worker:
         is_quiet = self.plan.burst and self._is_quiet()
         if is_quiet:
             claimer.refresh()
-        rows = claimer.claim(want, now=self.now())
+        with self._claiming:
+            rows = claimer.claim(want, now=self.now())
+            self._held.update([(row.key, row.lease) for row in rows])
         if rows:
             wakeup.worked()
             self._dispatch(rows)
@@ -498,12 +516,17 @@ class Worker:
 
     def _flush_loop(self) -> None:
         while True:
-            first = self._ended.get()
+            try:
+                first = self._ended.get(timeout=_ASIDE_SECONDS if self._aside else None)
+            except Empty:
+                self._write_aside()
+                continue
             if first is None:
                 return
             batch = [first]
             is_last = False
-            while len(batch) < FLUSH_MOST:
+            weight = weight_of(first[0])
+            while len(batch) < FLUSH_MOST and weight < FLUSH_BYTES:
                 try:
                     item = self._ended.get_nowait()
                 except Empty:
@@ -512,6 +535,7 @@ class Worker:
                     is_last = True
                     break
                 batch.append(item)
+                weight += weight_of(item[0])
             self._flush(batch)
             if is_last:
                 return
@@ -524,25 +548,30 @@ class Worker:
         if self._wakeup is not None and self._demand() > 0:
             self._wakeup.poke()
 
-    def _write(self, batch: list[Ended]) -> None:
-        """Settle a batch, for as long as it takes: what ended is never forgotten while this process lives."""
+    def _write(self, batch: list[Ended], *, refusals: int = _REFUSALS) -> None:
+        """
+        Settle a batch, for as long as it takes: what ended is never forgotten while this process lives.
+
+        ``refusals``: how often to take an error that is not the connection's for one of the database as a
+        whole (a standby, a disk that is full, a table that is being changed), which passes.
+        """
+        vendor = vendor_for(self.alias)
         failures = 0
         while True:
             try:
                 settled = settle(batch, alias=self.alias, worker_id=self.id, now=self.now())
-            except (DatabaseError, InterfaceError) as error:
-                if not vendor_for(self.alias).is_lost_connection(error):
+            except Exception as error:
+                failures += 1
+                if self._is_its_own_fault(batch, error, failures, refusals):
                     self._isolate(batch, error)
                     return
                 if self._leaving.is_set():
                     logger.error("%d outcomes could not be written; their tasks will be rescued", len(batch))
                     return
-                failures += 1
                 self._survive("settle", error, failures, until=self._leaving)
+                if vendor.is_lost_connection(error):
+                    self._search_at = 0.0
                 continue
-            except Exception as error:
-                self._isolate(batch, error)
-                return
             self._let_go()
             self._count(batch, settled.count)
             if settled.refused:
@@ -552,25 +581,49 @@ class Worker:
                 self._wakeup.poke()
             return
 
+    def _is_its_own_fault(self, batch: Sequence[Ended], error: Exception, failures: int, refusals: int) -> bool:
+        """Return whether an error is one of the outcomes' and not of the database."""
+        vendor = vendor_for(self.alias)
+        if vendor.refuses_value(error):
+            return True
+        if not vendor.is_lost_connection(error):
+            return failures > refusals
+        weight = sum(map(weight_of, batch))
+        if failures < 2 or weight <= FLUSH_BYTES:
+            return False
+        # A statement that is too large looks like a lost connection.
+        try:
+            return not vendor.takes(weight)
+        except (DatabaseError, InterfaceError):
+            return False
+
     def _isolate(self, batch: list[Ended], error: Exception) -> None:
         """Find the outcome that the database does not take, so that it does not hold up the others."""
         connections[self.alias].close_if_unusable_or_obsolete()
         if len(batch) > 1:
             middle = len(batch) // 2
-            self._write(batch[:middle])
-            self._write(batch[middle:])
+            self._write(batch[:middle], refusals=0)
+            self._write(batch[middle:], refusals=0)
             return
         ended = batch[0]
-        if isinstance(ended.outcome, Undecodable):
-            sentence = "Task %s cannot be settled; it stays with this worker until rescued"
-            logger.critical(sentence, ended.claim.name, exc_info=error)
-            self._count(batch, 0)
+        name = ended.claim.name
+        is_value = vendor_for(self.alias).refuses_value(error) or vendor_for(self.alias).is_lost_connection(error)
+        if is_value and not isinstance(ended.outcome, Undecodable):
+            logger.error("The outcome of task %s cannot be stored; the task is dead", name, exc_info=error)
+            self._write([ended._replace(outcome=Undecodable(error=execute.describe(error)))], refusals=0)
             return
-        logger.error("The outcome of task %s cannot be stored; the task is dead", ended.claim.name, exc_info=error)
-        self._write([ended._replace(outcome=Undecodable(error=execute.describe(error)))])
+        logger.critical("Task %s cannot be settled just now; it is tried again", name, exc_info=error)
+        self._aside.append(ended)
+
+    def _write_aside(self) -> None:
+        """Try once more what the database refused."""
+        aside, self._aside = self._aside, []
+        for ended in aside:
+            self._write([ended], refusals=0)
 
     def _count(self, batch: Sequence[Ended], count: int) -> None:
         left = self.plan.worker.max_tasks
+        self._held.difference_update([(ended.claim.key, ended.claim.lease) for ended in batch])
         with self._books:
             self._written += len(batch)
             self.finished += count
@@ -594,6 +647,7 @@ class Worker:
                     store.announce_task_types(self.alias, known, now=self.now())
                     types_told = True
                 self._beat()
+                self._search_forgotten()
                 self._let_go()
                 failures = 0
             except (DatabaseError, InterfaceError) as error:
@@ -621,6 +675,37 @@ class Worker:
                     run.cancel_event.set()
                     self._executor_of(run).cancel(run)
 
+    def _search_forgotten(self) -> None:
+        """
+        Hand back what the books say this worker holds and it does not.
+
+        A claim whose answer was lost on the way is committed; the heartbeat would keep
+        its tasks from everybody for as long as this worker lives. Looked for soon after
+        an error of the database, else once in a lease.
+        """
+        if clock.elapsed() < self._search_at or not self._claiming.acquire(blocking=False):
+            return
+        self._claiming.release()
+        self._search_at = clock.elapsed() + self.options.lease_seconds
+        before = self.now() - timedelta(seconds=self.options.heartbeat_seconds)
+        found = store.held_since(self.alias, self.id, before=before)
+        if not found:
+            return
+        # A claim on its way has told nobody yet what it got.
+        if not self._claiming.acquire(timeout=0.1):
+            self._search_at = 0.0
+            return
+        try:
+            forgotten = [row for row in found if (row.key, row.lease) not in self._held]
+            self._held.update([(row.key, row.lease) for row in forgotten])
+        finally:
+            self._claiming.release()
+        if forgotten:
+            logger.warning("%d claimed tasks had never reached this worker; they are handed back", len(forgotten))
+            with self._books:
+                self._started_total += len(forgotten)
+            self._return(forgotten)
+
     def _executor_of(self, run: Run) -> Executor:
         if self._async is not None and definitions.is_coroutine(run.task):
             return self._async
@@ -631,8 +716,10 @@ class Worker:
         """Drop what this worker held under an id that was declared dead, and go on under a new one."""
         logger.warning("Worker %s was declared dead; it starts anew", self.id)
         for executor in self._executors():
+            taken = executor.take_back()
+            self._held.difference_update([(claim.key, claim.lease) for claim in taken])
             with self._books:
-                self._written += len(executor.take_back())
+                self._written += len(taken)
         for run in list(self._runs.values()):
             run.interrupted = True
             self._executor_of(run).cancel(run)

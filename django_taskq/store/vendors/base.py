@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db import DatabaseError, DataError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
 
@@ -115,6 +115,14 @@ class Vendor:
     def is_lost_connection(self, error: BaseException) -> bool:
         """Return whether the statement may be repeated on a new connection."""
         return isinstance(error, OperationalError | InterfaceError)
+
+    def refuses_value(self, error: BaseException) -> bool:
+        """Return whether the database will never take what it was given, however often it is asked."""
+        return isinstance(error, DataError) or not isinstance(error, DatabaseError | InterfaceError)
+
+    def takes(self, size: int) -> bool:
+        """Return whether a statement with values of so many bytes may reach the database."""
+        return True
 
     def is_conflict(self, error: BaseException) -> bool:
         """Return whether the whole transaction may be repeated at once: a deadlock, a busy database."""

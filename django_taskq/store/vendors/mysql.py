@@ -80,6 +80,18 @@ class MySQL(Vendor):
     def public_id(self, key: Any) -> str:
         return str(uuid.UUID(bytes=key) if isinstance(key, bytes) else key)
 
+    def refuses_value(self, error: BaseException) -> bool:
+        # Packet too large, wrong string, out of range, too long, no JSON (MySQL's and MariaDB's numbers for it).
+        refused = (1153, 1264, 1366, 1406, 3140, 3141, 4037, 4038)
+        return super().refuses_value(error) or (bool(error.args) and error.args[0] in refused)
+
+    def takes(self, size: int) -> bool:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT @@max_allowed_packet")
+            most: int = cursor.fetchone()[0]
+        # Quotes and backslashes are escaped twice on the way.
+        return 2 * size < most
+
     def is_conflict(self, error: BaseException) -> bool:
         # Deadlock, lock wait timeout.
         return bool(error.args) and error.args[0] in (1213, 1205)
