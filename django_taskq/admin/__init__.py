@@ -1,0 +1,22 @@
+"""
+The operator's pages inside the project's own admin.
+
+Django imports this package when it looks for admin modules; that registers the
+pages on the default site. For another site: ``site.register(Task, TaskAdmin)`` and so on.
+"""
+
+from django_taskq.admin.audit import AuditEntryAdmin, DutyAdmin
+from django_taskq.admin.queues import QueueAdmin, TaskTypeAdmin
+from django_taskq.admin.tasks import DeadTaskAdmin, FinishedTaskAdmin, TaskAdmin
+from django_taskq.admin.workers import WorkerAdmin
+
+__all__ = [
+    "AuditEntryAdmin",
+    "DeadTaskAdmin",
+    "DutyAdmin",
+    "FinishedTaskAdmin",
+    "QueueAdmin",
+    "TaskAdmin",
+    "TaskTypeAdmin",
+    "WorkerAdmin",
+]

@@ -1,0 +1,246 @@
+"""
+What an operator may do, and the page that asks before it is done.
+
+A button or a selection posts ids here; the page names what will happen and asks
+for a reason; only its own POST acts. GET changes nothing. Everything goes through
+``lifecycle.control``, which audits it and says what it skipped and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from django_taskq.admin.base import ReadOnlyAdmin, alias
+from django_taskq.admin.shown import clean
+from django_taskq.compat import ADMIN_BREADCRUMBS_ARE_A_LIST
+from django_taskq.domain.states import LIVE, State
+from django_taskq.lifecycle import control
+from django_taskq.lifecycle.control import Changed
+from django_taskq.models.tasks import TaskRow
+from django_taskq.store import tasks as store
+
+__all__ = ["MOST_SELECTED", "VERBS", "ReasonForm", "Verb", "act_on_tasks", "offered", "safe_back"]
+
+MOST_SELECTED = 200
+_SHOWN_SKIPS = 5
+_SHOWN_TASKS = 10
+
+
+class ReasonForm(forms.Form):
+    """Why something is done; kept in the audit log."""
+
+    reason = forms.CharField(
+        label=gettext_lazy("reason"),
+        max_length=300,
+        required=False,
+        help_text=gettext_lazy("Kept in the audit log."),
+        widget=forms.TextInput(attrs={"class": "vTextField", "autofocus": True, "autocomplete": "off"}),
+    )
+
+    def __init__(self, *args: Any, needs_reason: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].required = needs_reason
+
+    def options(self) -> dict[str, Any]:
+        """Return what is passed to the verb beside reason and actor."""
+        return {}
+
+
+class ReplayForm(ReasonForm):
+    """How a replay is done."""
+
+    attempts = forms.IntegerField(
+        label=gettext_lazy("attempts"),
+        required=False,
+        min_value=1,
+        max_value=1000,
+        help_text=gettext_lazy("How many more attempts each task gets. Empty: as many as it had at first."),
+    )
+    force = forms.BooleanField(
+        label=gettext_lazy("also tasks that this web process does not know"),
+        required=False,
+        help_text=gettext_lazy("A task whose name leads nowhere dies again, unless the workers know more."),
+    )
+
+    def options(self) -> dict[str, Any]:
+        return {"attempts": self.cleaned_data["attempts"], "force": self.cleaned_data["force"]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """One thing that can be done to tasks."""
+
+    name: str
+    label: Any
+    title: Any
+    effect: Any
+    form: type[ReasonForm] = ReasonForm
+    style: str = ""
+
+    @property
+    def permission(self) -> str:
+        return f"django_taskq.{self.name}_task"
+
+    def run(self, ids: Sequence[str], **options: Any) -> Changed:
+        """Do it. ``options`` are actor, reason, alias and what the form gives."""
+        verb: Any = getattr(control, self.name)
+        changed: Changed = verb(ids, **options)
+        return changed
+
+    def done(self, count: int) -> str:
+        """Say what was done to ``count`` tasks."""
+        match self.name:
+            case "replay":
+                return ngettext("%d task was sent back and is ready.", "%d tasks were sent back and are ready.", count)
+            case "cancel":
+                return ngettext("%d task was cancelled.", "%d tasks were cancelled.", count)
+            case "discard":
+                return ngettext("%d dead letter was discarded.", "%d dead letters were discarded.", count)
+            case _other:
+                return ngettext(
+                    "%d task was moved to the dead letters.", "%d tasks were moved to the dead letters.", count
+                )
+
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            name="replay",
+            label=gettext_lazy("Replay…"),
+            title=gettext_lazy("Replay"),
+            effect=gettext_lazy(
+                "The task becomes ready under the same id, with a fresh budget. "
+                "It may have had effects already: replay it only if doing it again does no harm."
+            ),
+            form=ReplayForm,
+            style="default",
+        ),
+        Verb(
+            name="cancel",
+            label=gettext_lazy("Cancel…"),
+            title=gettext_lazy("Cancel"),
+            effect=gettext_lazy(
+                "A task that waits ends as cancelled at once. One that runs is asked to stop, "
+                "and ends when it listens. A cancelled task can be replayed."
+            ),
+        ),
+        Verb(
+            name="kill",
+            label=gettext_lazy("Move to dead letters…"),
+            title=gettext_lazy("Move to the dead letters"),
+            effect=gettext_lazy(
+                "The task will not run. It is kept with the dead letters, where it can be looked at and replayed. "
+                "Running tasks are skipped."
+            ),
+        ),
+        Verb(
+            name="discard",
+            label=gettext_lazy("Discard…"),
+            title=gettext_lazy("Discard"),
+            effect=gettext_lazy(
+                "The dead letter leaves the list of what somebody has to look at. It is kept and can still be replayed."
+            ),
+        ),
+    )
+}
+
+
+def offered(row: TaskRow, request: HttpRequest) -> list[Verb]:
+    """Return the verbs that make sense for this task and that this user may use."""
+    fitting = {
+        "replay": row.state in (State.DEAD, State.CANCELLED),
+        "cancel": row.state in LIVE,
+        "kill": row.state in LIVE and row.state != State.RUNNING,
+        "discard": row.state == State.DEAD and getattr(row, "resolved_at", None) is None,
+    }
+    user: Any = request.user
+    return [verb for name, verb in VERBS.items() if fitting[name] and user.has_perm(verb.permission)]
+
+
+def safe_back(request: HttpRequest, fallback: str) -> str:
+    """Return where to go afterwards: the address the form names if it is on this host, else the fallback."""
+    back = request.POST.get("back", "")
+    if back.startswith("/") and url_has_allowed_host_and_scheme(
+        back, allowed_hosts={request.get_host()}, require_https=request.is_secure()
+    ):
+        return back
+    return fallback
+
+
+def act_on_tasks(
+    page: ReadOnlyAdmin, request: HttpRequest, verb_name: str, *, action: str, ids: Sequence[str] = ()
+) -> HttpResponse:
+    """
+    Ask for confirmation, or do it when it was given.
+
+    ``action`` is the address that the confirmation goes to. Raise PermissionDenied without the verb's permission.
+    """
+    verb = VERBS.get(verb_name)
+    user: Any = request.user
+    if verb is None or not page.has_view_permission(request) or not user.has_perm(verb.permission):
+        raise PermissionDenied
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+    ids = [str(key) for key in dict.fromkeys(map(store.to_uuid, ids or request.POST.getlist("id"))) if key is not None]
+    back = safe_back(request, page.list_link(page.model) or request.path)
+    if not ids or len(ids) > MOST_SELECTED:
+        text = _("No task was selected.") if not ids else _("At most %d tasks at once.") % MOST_SELECTED
+        messages.warning(request, text)
+        return HttpResponseRedirect(back)
+    is_confirmed = "confirmed" in request.POST
+    form = verb.form(request.POST if is_confirmed else None, needs_reason=len(ids) > 1)
+    if is_confirmed and form.is_valid():
+        changed = verb.run(
+            ids, actor=user.get_username(), reason=form.cleaned_data["reason"], alias=alias(), **form.options()
+        )
+        report(request, verb, changed)
+        return HttpResponseRedirect(back)
+    found = store.find_many(alias(), ids[:_SHOWN_TASKS])
+    context = page.page_context(
+        request,
+        title=_title(verb, len(ids)),
+        verb=verb,
+        form=form,
+        ids=ids,
+        tasks=[{"row": row, "name": clean(row.name), "state": State(row.state).name.lower()} for row in found.values()],
+        unlisted=len(ids) - len(found),
+        back=back,
+        action=action,
+        breadcrumbs_are_a_list=ADMIN_BREADCRUMBS_ARE_A_LIST,
+        list_link=page.list_link(page.model),
+    )
+    return TemplateResponse(request, "admin/django_taskq/confirm.html", context)
+
+
+def _title(verb: Verb, count: int) -> str:
+    return f"{verb.title}: " + ngettext("%d task", "%d tasks", count) % count
+
+
+def report(request: HttpRequest, verb: Verb, changed: Changed) -> None:
+    """Say exactly what was done, and what was skipped and why."""
+    if changed.ids:
+        messages.success(request, verb.done(len(changed.ids)) % len(changed.ids))
+    if changed.asked:
+        count = len(changed.asked)
+        text = ngettext("%d running task was asked to stop.", "%d running tasks were asked to stop.", count)
+        messages.success(request, text % count)
+    if changed.skipped:
+        count = len(changed.skipped)
+        text = ngettext("%d task was skipped", "%d tasks were skipped", count) % count
+        named = "; ".join(f"{key}: {clean(why)}" for key, why in changed.skipped[:_SHOWN_SKIPS])
+        more = _("; and %d more") % (count - _SHOWN_SKIPS) if count > _SHOWN_SKIPS else ""
+        messages.warning(request, f"{text}: {named}{more}.")
+    if not changed.count and not changed.skipped:
+        messages.warning(request, _("Nothing was changed."))
