@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from django.apps import AppConfig
@@ -11,7 +12,7 @@ from django.core.management import get_commands
 
 from django_taskq import conf
 
-__all__ = ["check_command", "check_contract", "check_database", "check_settings", "check_time_zones"]
+__all__ = ["check_command", "check_contract", "check_database", "check_metrics", "check_settings", "check_time_zones"]
 
 TAG = "django_taskq"
 
@@ -67,6 +68,20 @@ def check_command(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> 
             f"`manage.py runworker` is the command of {name!r}, which stands before 'django_taskq' in INSTALLED_APPS",
             hint="Use `manage.py taskq worker`, or put 'django_taskq' first.",
             id="taskq.W002",
+        )
+    ]
+
+
+@checks.register(TAG)
+def check_metrics(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Ask for the library where metrics are wanted."""
+    if not conf.wants_metrics() or find_spec("prometheus_client") is not None:
+        return []
+    return [
+        checks.Error(
+            "METRICS is True, but the package prometheus-client is not installed",
+            hint="pip install 'django-taskq-db[prometheus]', or set METRICS to False.",
+            id="taskq.E004",
         )
     ]
 

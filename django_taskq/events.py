@@ -304,13 +304,14 @@ def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None =
     ``when`` says whether the listener cares at the moment; it must be cheap.
     Subscribing the same listener again changes nothing.
     """
-    kept = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] is not listener)
+    # Compared by value: each look at a method makes a new object of it.
+    kept = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
     _listeners[kind] = (*kept, (listener, when))
 
 
 def unsubscribe(kind: type[Event], listener: Listener) -> None:
     """Undo ``subscribe``; does nothing for a listener that is not there."""
-    _listeners[kind] = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] is not listener)
+    _listeners[kind] = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
 
 
 def wanted(kind: type[Event]) -> bool:

@@ -213,7 +213,9 @@ def _store(
     limit: Any = getattr(task, "enqueue_timeout", None)
     work = insert if withdrawal is None and limit is None else partial(_bounded, insert, alias, limit, withdrawal)
     if on_commit:
-        transaction.on_commit(partial(_after_commit, work, name, queue), using=alias)
+        # Without a transaction it runs at once, and whoever called this tells what goes wrong.
+        is_late = vendor_for(alias).connection.in_atomic_block
+        transaction.on_commit(partial(_after_commit, work, name, queue, is_late=is_late), using=alias)
     else:
         work()
     return stored
@@ -240,11 +242,12 @@ def _bounded(
         withdrawal.release()
 
 
-def _after_commit(work: Callable[[], None], name: str, queue: str) -> None:
+def _after_commit(work: Callable[[], None], name: str, queue: str, *, is_late: bool) -> None:
     try:
         work()
     except Exception as error:
-        _tell_rejected(name, queue, error)
+        if is_late or isinstance(error, EnqueueCancelled):
+            _tell_rejected(name, queue, error)
         # The transaction is over; raising this would only keep its other callbacks from running.
         if not isinstance(error, EnqueueCancelled):
             raise

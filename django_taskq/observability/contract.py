@@ -14,8 +14,6 @@ import logging
 from functools import lru_cache, partial
 from typing import Any
 
-from django.utils.log import RequireDebugFalse, RequireDebugTrue
-
 from django_taskq import events
 from django_taskq.compat import contract_of, contracts
 from django_taskq.lifecycle import definitions

@@ -18,7 +18,7 @@ from typing import Any
 
 from django.db import connections
 
-from django_taskq import clock
+from django_taskq import clock, events
 from django_taskq.domain.outcomes import Interrupted
 from django_taskq.domain.states import Ack
 from django_taskq.lifecycle import definitions, execute
@@ -26,6 +26,7 @@ from django_taskq.lifecycle.context import Run
 from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
 from django_taskq.worker.executors.base import Executor, Host, run_one
+from django_taskq.worker.hygiene import tidy
 
 __all__ = ["AsyncExecutor"]
 
@@ -114,8 +115,11 @@ class AsyncExecutor(Executor):
         current = asyncio.current_task()
         if current is not None:
             self._tasks[id(claim)] = (current, found)
-        host.started(found)
-        outcome, error = await execute.acall(found)
+        stopped = await self._tell_start(found)
+        if stopped is None:
+            outcome, error = await execute.acall(found)
+        else:
+            outcome, error = execute.outcome_of(found, stopped), stopped
         keep = found.behaviour.keep_result
         ended = Ended(claim, outcome, found.started, clock.timestamp(), keep, error, found.cancelled)
         if claim.ack == Ack.NOW:
@@ -124,6 +128,28 @@ class AsyncExecutor(Executor):
             await asyncio.to_thread(settled.wait)
         else:
             host.ended(ended)
+
+    async def _tell_start(self, run: Run) -> BaseException | None:
+        """Tell the host, away from the event loop if receivers listen; return the cancellation that came meanwhile."""
+        if not events.wanted(events.TaskStarted):
+            self.host.started(run)
+            return None
+        # A receiver may ask the database, which Django refuses in the thread of an event loop.
+        telling = asyncio.ensure_future(asyncio.to_thread(self._started, run))
+        stopped: BaseException | None = None
+        while not telling.done():
+            try:
+                await asyncio.wait([telling])
+            except asyncio.CancelledError as error:
+                stopped = error
+        telling.result()
+        return stopped
+
+    def _started(self, run: Run) -> None:
+        try:
+            self.host.started(run)
+        finally:
+            tidy(drop_transactions=True)
 
     def in_hand(self) -> int:
         return len(self._line) + self._running
