@@ -89,8 +89,17 @@ MEDIA_URL = "media/"
 MEDIA_ROOT = SHOP_DATA / "media"
 
 # Receipts are written into a folder, one file per mail, instead of being sent.
-EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
-EMAIL_FILE_PATH = SHOP_DATA / "mail"
+SHOP_MAIL = SHOP_DATA / "mail"
+if django.VERSION >= (6, 1):
+    MAILERS = {
+        "default": {
+            "BACKEND": "django.core.mail.backends.filebased.EmailBackend",
+            "OPTIONS": {"file_path": str(SHOP_MAIL)},
+        }
+    }
+else:
+    EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+    EMAIL_FILE_PATH = SHOP_MAIL
 DEFAULT_FROM_EMAIL = "Corner Shop <shop@example.com>"
 
 # Every user of django.tasks, this project's own tasks and those of third-party apps, goes to the database.

@@ -27,6 +27,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_taskq",
     "tests.app",
+    "tests.docs_shop",
 ]
 if django.VERSION < (6, 0):
     # The backport brings the signals' receivers and checks that Django 6 has built in.

@@ -73,7 +73,7 @@ def account(warehouse_log: Path) -> list[Row]:
 
 
 def _mails() -> int:
-    folder = Path(settings.EMAIL_FILE_PATH)
+    folder = Path(settings.SHOP_MAIL)
     orders = Counter(
         line.rpartition(" ")[2]
         for path in folder.glob("*.log")

@@ -101,7 +101,7 @@ class Command(BaseCommand):
             f"  Shop     {address}/",
             f"  Admin    {address}/admin/   user {name}, password {password}",
             f"  Metrics  {address}/metrics",
-            f"  Mail     {settings.EMAIL_FILE_PATH}",
+            f"  Mail     {settings.SHOP_MAIL}",
             f"  Log      {self._worker_log()} (on this screen with -v 2)",
             "",
             "One picture is broken on purpose: its task ends among the dead letters, for you to look at.",

@@ -1,0 +1,1 @@
+"""The app that the samples of the docs import as ``shop``."""
