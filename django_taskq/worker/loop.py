@@ -864,6 +864,15 @@ class Worker:
             logger.warning("A step of the shutdown failed", exc_info=True)
 
 
+def weight_of(ended: Ended) -> int:
+    """Return about how many bytes an outcome takes when it is written."""
+    outcome = ended.outcome
+    if type(outcome) is Succeeded:
+        return 0 if outcome.result is None else len(outcome.result)
+    error = getattr(outcome, "error", None)
+    return 0 if error is None else len(error.traceback) + len(error.message)
+
+
 def in_own_thread(work: Callable[[], None], *, timeout: float | None = None) -> None:
     """
     Run ``work`` in a thread with connections of its own, and close them; what it raises passes through.
