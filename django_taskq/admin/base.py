@@ -38,6 +38,7 @@ class ReadOnlyAdmin(ModelAdminBase):
     """
 
     change_list_template = "admin/django_taskq/change_list.html"
+    change_form_template = "admin/django_taskq/row.html"
     actions: Any = None
     list_per_page = 50
     list_max_show_all = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from django_taskq import clock
 from django_taskq.admin import acting
@@ -87,7 +88,7 @@ def _facts(page: TaskRowAdmin, row: TaskRow, worker: Worker | None) -> list[Fact
     if row.parent_id is not None:
         found.append(Fact(label=_("Enqueued by"), value=str(row.parent_id), link=page.link_to(Task, row.parent_id)))
     if row.replays:
-        found.append(Fact(label=_("Replayed"), value=_("%d times") % row.replays))
+        found.append(Fact(label=_("Replayed"), value=ngettext("%d time", "%d times", row.replays) % row.replays))
     if isinstance(row, Task) and row.cancel:
         found.append(Fact(label=_("Cancel"), value=_("requested")))
     if isinstance(row, FinishedTask) and row.reason:

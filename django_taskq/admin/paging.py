@@ -29,6 +29,7 @@ __all__ = ["AFTER", "BEFORE", "FilterForm", "KeysetChangeList", "SpanField"]
 
 AFTER, BEFORE = "after", "before"
 _SIZES = (25, 50, 100, 200)
+_DEFAULT_SIZE = 50
 _SPAN = re.compile(r"(\d{1,5})\s*(m|h|d)", re.IGNORECASE)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -64,11 +65,14 @@ class FilterForm(forms.Form):
         label=gettext_lazy("rows"),
         required=False,
         coerce=int,
-        empty_value="50",
+        empty_value=str(_DEFAULT_SIZE),
         choices=[(size, str(size)) for size in _SIZES],
     )
 
     def __init__(self, data: Any, *, alias: str) -> None:
+        data = data.copy()
+        # A select without a value would show its first choice, which is not what the list does.
+        data.setdefault("per", str(_DEFAULT_SIZE))
         super().__init__(data, auto_id="filter-%s")
         self.alias = alias
         self.prepare()
@@ -108,7 +112,7 @@ class KeysetChangeList(ChangeList):
         for name in (AFTER, BEFORE):
             self.params.pop(name, None)
             self.filter_params.pop(name, None)
-        self.clear_all_filters_qs = self._address({})
+        self.clear_all_filters_qs = "?"
         return self.root_queryset
 
     def get_ordering_field_columns(self) -> Any:
@@ -139,8 +143,8 @@ class KeysetChangeList(ChangeList):
         return super().get_query_string(new_params, [*(remove or []), AFTER, BEFORE])
 
     def _address(self, changes: dict[str, str]) -> str:
-        kept = {**self.form.active(), **({"per": self.form.data["per"]} if self.form.data.get("per") else {})}
-        return "?" + urlencode({**(kept if changes else {}), **changes})
+        kept = {**self.form.active(), **({"per": str(self.limit)} if self.limit != _DEFAULT_SIZE else {})}
+        return "?" + urlencode({**kept, **changes})
 
     # For the template
 

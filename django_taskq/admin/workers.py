@@ -26,6 +26,11 @@ class WorkerAdmin(ReadOnlyAdmin):
     list_display = [
         "name", "state_column", "queues_column", "busy_column", "executor", "beat_column", "started_column", "release",
     ]  # fmt: skip
+    fields = [
+        "name", "host", "pid", "state_column", "queues_column", "busy_column", "executor", "release", "started_column",
+        "beat_column", "lease_seconds",
+    ]  # fmt: skip
+    readonly_fields = fields
     empty_text = gettext_lazy("No worker is known. Start one: manage.py runworker")
 
     @admin.display(description=gettext_lazy("state"))
