@@ -25,13 +25,9 @@ from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
 from django_taskq.worker.hygiene import tidy, tidy_if_idle
 
-<<<<<<< /tmp/land.ours
 __all__ = ["ALREADY", "Caller", "Executor", "Host", "is_written", "run_atomic", "run_one"]
-=======
-logger = logging.getLogger("django_taskq")
 
-__all__ = ["Caller", "Executor", "Host", "run_one"]
->>>>>>> /tmp/land.theirs
+logger = logging.getLogger("django_taskq")
 
 _NO_OFFSET = timedelta(0)
 
