@@ -1,0 +1,269 @@
+"""Rescuing: what a silent worker held goes on with others; a live one is left alone."""
+
+from datetime import timedelta
+
+import pytest
+
+from django_taskq import Fixed, api, conf
+from django_taskq.domain import lease as leases
+from django_taskq.domain.states import Ack, State
+from django_taskq.duties import rescue as duty
+from django_taskq.exceptions import WorkerLost
+from django_taskq.lifecycle.rescue import rescue
+from django_taskq.models import FinishedTask, Task, Worker
+from django_taskq.store import workers as worker_store
+from tests import engine
+from tests.engine import announce, claim, claim_one, db_now, in_threads, outcomes_of, ready_task, row_of, state_of
+from tests.engine import running_worker, totals, wait_for
+from tests.guarantees.tasks import gates, note, pause, ran
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_what_a_silent_worker_held_is_ready_again_with_a_recorded_attempt() -> None:
+    """S0-13, S0-39, S3-36: the lease is over, the task goes on."""
+    task = ready_task()
+    claim_one(announce(silent_for=31))
+
+    count = rescue(engine.ALIAS, now=db_now())
+
+    row = row_of(task)
+    assert isinstance(row, Task)
+    assert (count, row.state, row.attempt, row.lease) == (1, State.READY, 1, None)
+    assert outcomes_of(task) == ["lost"]
+    assert totals()["rescued"] == 1
+
+
+def test_a_worker_within_its_lease_is_left_alone() -> None:
+    """S4-07, S4-16: inside a valid lease no second worker starts the task."""
+    task = ready_task()
+    claim_one(announce(silent_for=29))
+
+    assert rescue(engine.ALIAS, now=db_now()) == 0
+    assert state_of(task) == "running"
+
+
+def test_each_worker_is_judged_by_its_own_lease() -> None:
+    """S4-94: two releases with different settings get along."""
+    short, long = ready_task(), ready_task(queue="other")
+    claim_one(announce(silent_for=20, lease_seconds=10))
+    claim_one(announce(silent_for=20, lease_seconds=60), queues="other")
+
+    rescue(engine.ALIAS, now=db_now())
+
+    assert (state_of(short), state_of(long)) == ("ready", "running")
+
+
+def test_a_task_that_kills_its_workers_ends_as_a_dead_letter() -> None:
+    """S2-14, S0-43: a crash loop is bounded, since the attempt was counted when it was claimed."""
+    task = ready_task(max_attempts=3)
+
+    for _ in range(3):
+        claim_one(announce(silent_for=31))
+        rescue(engine.ALIAS, now=db_now())
+
+    row = row_of(task)
+    assert isinstance(row, FinishedTask)
+    assert (row.state, row.reason, row.attempt) == (State.DEAD, "exhausted", 3)
+    assert row.error_class == f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
+    assert outcomes_of(task) == ["lost"] * 3
+
+
+def test_a_rescue_waits_for_no_backoff() -> None:
+    """S0-13: the worker died, which says little about the task."""
+    task = ready_task(note)
+    claim_one(announce(silent_for=31))
+
+    rescue(engine.ALIAS, now=db_now())
+
+    assert claim_one().attempt == 2
+    assert state_of(task) == "running"
+
+
+def test_a_task_acknowledged_first_is_not_repeated_after_its_worker_was_lost() -> None:
+    """S0-39: at most once, where the task asks for it."""
+    task = ready_task(ack=int(Ack.FIRST))
+    claim_one(announce(silent_for=31))
+
+    rescue(engine.ALIAS, now=db_now())
+
+    row = row_of(task)
+    assert isinstance(row, FinishedTask)
+    assert (row.state, row.reason) == (State.DEAD, "lost")
+
+
+def test_a_cancel_asked_of_a_lost_worker_is_kept() -> None:
+    """S4-23, S4-24: the rescued task does not come back."""
+    task = ready_task()
+    claim_one(announce(silent_for=31))
+    api.cancel([str(task.pk)])
+
+    rescue(engine.ALIAS, now=db_now())
+
+    assert state_of(task) == "cancelled"
+
+
+def test_two_rescuers_at_once_rescue_each_task_once() -> None:
+    """S4-18: attempts and statistics are written once."""
+    tasks = [ready_task() for _ in range(20)]
+    claim(announce(silent_for=31), limit=20)
+
+    counts = in_threads(*(lambda: rescue(engine.ALIAS, now=db_now()) for _ in range(3)))
+
+    assert sum(counts) == 20
+    assert [outcomes_of(task) for task in tasks] == [["lost"]] * 20
+    assert totals()["rescued"] == 20
+
+
+def test_the_work_of_a_rescuer_that_died_half_way_is_finished_by_the_next() -> None:
+    """S3-36: a worker that is dead already, or whose row is gone, holds nothing for ever."""
+    marked, forgotten = ready_task(), ready_task(queue="other")
+    dead, gone = announce(), announce()
+    claim_one(dead)
+    claim_one(gone, queues="other")
+    Worker.objects.filter(pk=dead).update(state=Worker.State.DEAD)
+    worker_store.forget(engine.ALIAS, gone)
+
+    rescue(engine.ALIAS, now=db_now())
+
+    assert (state_of(marked), state_of(forgotten)) == ("ready", "ready")
+
+
+def test_many_tasks_of_one_worker_are_all_rescued() -> None:
+    """S0-13: in chunks, to the end."""
+    holder = announce(silent_for=31)
+    Task.objects.bulk_create(
+        Task(
+            name="tests.guarantees.tasks.note",
+            queue="default",
+            state=State.RUNNING,
+            attempt=1,
+            lease=leases.make_lease(holder, at + 1),
+            created_at=db_now(),
+        )
+        for at in range(1203)
+    )
+
+    assert rescue(engine.ALIAS, now=db_now()) == 1203
+    assert Task.objects.filter(state=State.READY).count() == 1203
+
+
+def test_a_worker_declared_dead_cannot_beat_again() -> None:
+    """S4-02: its right ended when the rescue began."""
+    worker_id = announce(silent_for=31)
+    rescue(engine.ALIAS, now=db_now())
+
+    assert worker_store.beat(engine.ALIAS, worker_id, now=db_now(), running=0) is False
+
+
+def test_a_beat_in_the_last_moment_wins_over_the_verdict() -> None:
+    """S4-94: a worker that just beat is not declared dead by an older look."""
+    worker_id = announce(silent_for=31)
+    [late] = worker_store.silent(engine.ALIAS, now=db_now())
+
+    worker_store.beat(engine.ALIAS, worker_id, now=db_now(), running=0)
+
+    assert worker_store.declare_dead(engine.ALIAS, late) is False
+    assert Worker.objects.get().state == Worker.State.ALIVE
+
+
+def test_a_heartbeat_keeps_a_long_task_from_being_delivered_again() -> None:
+    """S4-94, S4-07: three leases long, and started once."""
+    with running_worker(taskq={"LEASE_SECONDS": 2, "HEARTBEAT_SECONDS": 0.4}, threads=1) as worker:
+        task = pause.enqueue("long")
+        assert gates["long runs"].wait(10)
+        started = db_now()
+        wait_for(lambda: db_now() - started > timedelta(seconds=6), 20)
+        gates["long"].set()
+        wait_for(lambda: state_of(task) == "succeeded")
+
+    row = row_of(task)
+    assert row is not None
+    assert (ran, row.attempt) == (["long"], 1)
+    assert worker.id == row.worker_id
+
+
+def test_a_worker_that_was_declared_dead_starts_anew_under_another_id_and_its_outcome_is_refused() -> None:
+    """S4-02, S4-17: what it ran is somebody else's by now; what it will run counts."""
+    with running_worker(taskq={"LEASE_SECONDS": 2, "HEARTBEAT_SECONDS": 0.3}, threads=1, duties=False) as worker:
+        first_id = worker.id
+        lost = pause.enqueue("lost")
+        assert gates["lost runs"].wait(10)
+        api.pause_queue("default")
+        worker_store.declare_dead(engine.ALIAS, Worker.objects.get(pk=first_id)) or worker_store.declare_dead(
+            engine.ALIAS, Worker.objects.get(pk=first_id)
+        )
+        rescue(engine.ALIAS, now=db_now())
+        wait_for(lambda: worker.id != first_id)
+        gates["lost"].set()
+        api.resume_queue("default")
+        wait_for(lambda: state_of(lost) == "succeeded")
+        after = note.enqueue("after")
+        wait_for(lambda: state_of(after) == "succeeded")
+
+    row = row_of(lost)
+    assert row is not None
+    assert row.worker_id == worker.id != first_id
+    assert outcomes_of(lost) == ["lost"]
+    assert totals()["succeeded"] == 2
+
+
+def test_a_worker_starts_nothing_once_its_lease_may_be_over() -> None:
+    """S4-16: it judges itself before others do, on a clock that a suspended machine does not stop."""
+    ready_task(note, "late")
+    bench = engine.Bench()
+    bench.is_leased = False
+
+    engine.run_one(bench, claim_one())
+    bench.write()
+
+    assert ran == []
+    assert Task.objects.get().attempt == 0
+
+
+def test_the_first_worker_that_comes_back_after_an_outage_does_not_judge_the_others() -> None:
+    """S0-13: while the database was away nobody could beat; the others get the time to."""
+    task = ready_task()
+    claim_one(announce(silent_for=300))
+    options = conf.options("default")
+    watch = duty.Watch(options.heartbeat_seconds)
+
+    first_look = duty.run_once(engine.ALIAS, options, db_now(), watch=watch, tick=1000.0)
+    too_soon = duty.run_once(engine.ALIAS, options, db_now(), watch=watch, tick=1004.0)
+    before = state_of(task)
+    looks = [duty.run_once(engine.ALIAS, options, db_now(), watch=watch, tick=1004.0 + at * 2) for at in range(1, 6)]
+
+    assert (first_look, too_soon, before) == (0, 0, "running")
+    assert sum(looks) == 1
+    assert state_of(task) == "ready"
+
+
+def test_a_jump_of_the_clock_is_no_silence() -> None:
+    """S4-94: the database's clock jumps an hour ahead; a worker that goes on beating keeps its tasks."""
+    task = ready_task()
+    worker_id = announce()
+    claim_one(worker_id)
+    options = conf.options("default")
+    watch = duty.Watch(options.heartbeat_seconds)
+    jumped = db_now() + timedelta(hours=1)
+
+    duty.run_once(engine.ALIAS, options, db_now(), watch=watch, tick=0.0)
+    for at in range(1, 21):
+        if at % 2:
+            worker_store.beat(engine.ALIAS, worker_id, now=jumped + timedelta(seconds=2.5 * at), running=1)
+        duty.run_once(engine.ALIAS, options, jumped + timedelta(seconds=2.5 * at), watch=watch, tick=2.5 * at)
+
+    assert state_of(task) == "running"
+
+
+def test_backoff_of_a_failed_attempt_is_not_lost_in_a_rescue() -> None:
+    """S0-60: attempt numbers go on, in order."""
+    task = ready_task(note, max_attempts=5)
+    assert Fixed(1).delay(1, 0) == 1
+    numbers = []
+    for _ in range(3):
+        numbers.append(claim_one(announce(silent_for=31)).attempt)
+        rescue(engine.ALIAS, now=db_now())
+
+    assert numbers == [1, 2, 3]
+    assert state_of(task) == "ready"
