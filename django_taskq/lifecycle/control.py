@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django_taskq import clock, conf, events
@@ -26,6 +27,8 @@ from django_taskq.store import tasks as store
 __all__ = ["Changed", "cancel", "discard", "kill", "pause", "replay", "resume"]
 
 CHUNK = 500
+# How often a task may change between waiting and running while somebody cancels it.
+_CANCEL_TURNS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,39 +87,51 @@ def cancel(
     asked: list[str] = []
     skipped: list[tuple[str, str]] = []
     for part in _chunks(ids):
-        waiting: list[uuid.UUID] = []
-        running: list[TaskRow] = []
-        for row in _rows(alias, part, skipped):
-            try:
-                target = after_cancel(row.state)
-            except InvalidTransition as error:
-                skipped.append((str(row.pk), str(error)))
-                continue
-            if target is None:
-                running.append(row)
-            else:
-                waiting.append(row.pk)
-        ended = store.end_waiting(alias, waiting, state=State.CANCELLED, now=now)
-        if running and store.request_cancel(alias, [row.pk for row in running]):
+        missed: Sequence[Any] = part
+        for _ in range(_CANCEL_TURNS):
+            if not missed:
+                break
+            ended, running, missed = _cancel_once(alias, missed, skipped, now=now)
+            done += [str(row.pk) for row in ended]
             asked += [str(row.pk) for row in running]
-        done += [str(row.pk) for row in ended]
-        # Whatever was claimed in between is running now: ask it.
-        missed = [key for key in waiting if str(key) not in set(done)]
-        if missed and store.request_cancel(alias, missed):
-            asked += [str(key) for key in missed]
-        if ended or running:
-            store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, rows=[*ended, *running])
-        events.emit_on_commit(
-            events.TaskCancelled,
-            (
-                events.TaskCancelled(
-                    task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias
-                )
-                for row in ended
-            ),
-            using=alias,
-        )
+            if ended or running:
+                store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, rows=[*ended, *running])
+            events.emit_on_commit(
+                events.TaskCancelled,
+                (
+                    events.TaskCancelled(
+                        task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias
+                    )
+                    for row in ended
+                ),
+                using=alias,
+            )
+        skipped += [(str(key), "it moved on faster than it could be cancelled") for key in missed]
     return _one_or_many(ids, Changed(ids=tuple(done), asked=tuple(asked), skipped=tuple(skipped)))
+
+
+def _cancel_once(
+    alias: str, ids: Sequence[Any], skipped: list[tuple[str, str]], *, now: datetime
+) -> tuple[Sequence[TaskRow], Sequence[TaskRow], Sequence[uuid.UUID]]:
+    """Return the tasks that were ended, those that were asked, and the ids of those that moved on meanwhile."""
+    waiting: list[uuid.UUID] = []
+    running: list[TaskRow] = []
+    for row in _rows(alias, ids, skipped):
+        try:
+            target = after_cancel(row.state)
+        except InvalidTransition as error:
+            skipped.append((str(row.pk), str(error)))
+            continue
+        if target is None:
+            running.append(row)
+        else:
+            waiting.append(row.pk)
+    ended = store.end_waiting(alias, waiting, state=State.CANCELLED, now=now)
+    asked = store.request_cancel(alias, [row.pk for row in running]) if running else set()
+    # Claimed in between, or sent back to wait: a request that found no row would be lost without a word.
+    gone = {row.pk for row in ended} | asked
+    missed = [key for key in (*waiting, *(row.pk for row in running)) if key not in gone]
+    return ended, [row for row in running if row.pk in asked], missed
 
 
 def replay(

@@ -106,10 +106,15 @@ def end_waiting(
     return vendor.retrying(work)
 
 
-def request_cancel(alias: str, keys: Sequence[uuid.UUID]) -> int:
-    """Ask running tasks to stop; return how many rows carry the request now."""
-    running = Task.objects.using(alias).filter(pk__in=keys, state=State.RUNNING)
-    return vendor_for(alias).retrying(lambda: running.update(cancel=True))
+def request_cancel(alias: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """
+    Ask running tasks to stop; return the ids of the rows that carry the request now.
+
+    It stays with a row that is put back: the next claim of it ends it.
+    """
+    tasks = Task.objects.using(alias).filter(pk__in=keys)
+    vendor_for(alias).retrying(lambda: tasks.filter(state=State.RUNNING).update(cancel=True))
+    return set(tasks.filter(cancel=True).values_list("pk", flat=True))
 
 
 def replay(alias: str, keys: Sequence[uuid.UUID], *, now: datetime, attempts: int | None = None) -> list[Task]:

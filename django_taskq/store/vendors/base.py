@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from django.db import DatabaseError, DataError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F
+from django.db.models import Case, F, Value, When
 
 from django_taskq import clock
 from django_taskq.domain.states import State
@@ -284,11 +284,14 @@ class Vendor:
         """
         Return claimed tasks to a live state; return the keys whose lease still held.
 
+        One that somebody asked to stop is ready at once, whatever it waits for: its next claim ends it.
+
         The caller has opened a transaction.
         """
         kept: set[Any] = set()
         for row in rows:
-            changes: dict[str, Any] = {"state": row.state, "lease": None}
+            state = Case(When(cancel=True, then=Value(int(State.READY))), default=Value(int(row.state)))
+            changes: dict[str, Any] = {"state": state, "lease": None}
             if row.attempt_back:
                 changes["attempt"] = F("attempt") - row.attempt_back
             if row.run_after is not None:

@@ -56,7 +56,7 @@ FROM JSON_TABLE(%s, '$[*]' COLUMNS (
 JOIN {TASK} t ON t.id = UNHEX(j.h)
 """
 _PUT_BACK = f"""
-UPDATE {TASK} SET state = %s, lease = NULL, attempt = attempt - %s,
+UPDATE {TASK} SET state = CASE WHEN cancel THEN {State.READY:d} ELSE %s END, lease = NULL, attempt = attempt - %s,
     run_after = coalesce(%s, run_after), options = coalesce(%s, options)
 WHERE id = %s AND lease = %s
 """

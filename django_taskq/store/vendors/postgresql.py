@@ -76,7 +76,7 @@ WITH gone AS (
 SELECT f_id::text FROM gone
 """
 _PUT_BACK = f"""
-UPDATE {TASK} t SET state = f.f_state, lease = NULL, attempt = t.attempt - f.f_back,
+UPDATE {TASK} t SET state = CASE WHEN t.cancel THEN {State.READY:d} ELSE f.f_state END, lease = NULL, attempt = t.attempt - f.f_back,
     run_after = coalesce(to_timestamp(f.f_run_after), t.run_after), options = coalesce(f.f_options, t.options)
 FROM unnest(%s::uuid[], %s::bigint[], %s::smallint[], %s::smallint[], %s::float8[], %s::text[])
     f (f_id, f_lease, f_state, f_back, f_run_after, f_options)

@@ -59,7 +59,7 @@ FROM json_each(%s) j CROSS JOIN {TASK} t WHERE t.id = j.value ->> 0
 """
 _DELETE = f"DELETE FROM {TASK} WHERE id IN (SELECT value FROM json_each(%s))"
 _PUT_BACK = f"""
-UPDATE {TASK} SET state = %s, lease = NULL, attempt = attempt - %s,
+UPDATE {TASK} SET state = CASE WHEN cancel THEN {State.READY:d} ELSE %s END, lease = NULL, attempt = attempt - %s,
     run_after = coalesce(%s, run_after), options = coalesce(%s, options)
 WHERE id = %s AND +lease = %s RETURNING id
 """
