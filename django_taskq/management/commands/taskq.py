@@ -1,0 +1,674 @@
+"""``manage.py taskq``: the operator's tool. Parses, calls, prints; ``docs/reference/commands.md`` lists it all."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from typing import Any, TextIO, cast
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error, connections
+from django.utils.dateparse import parse_datetime
+
+from django_taskq import clock, conf
+from django_taskq.domain.states import FINAL, LIVE, DeadReason, State
+from django_taskq.duties import prune
+from django_taskq.exceptions import InvalidPayload
+from django_taskq.lifecycle import control
+from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.management.output import FORMATS, Report, one_line, write
+from django_taskq.models import FinishedTask, Queue
+from django_taskq.models.tasks import TaskRow
+from django_taskq.ops import health, retention, search, snapshot, stats
+from django_taskq.ops.explain import duration, explain
+from django_taskq.store import tasks as store
+from django_taskq.worker import command as worker_command
+
+__all__ = ["Command"]
+
+DONE, FAILED, USAGE, NOT_FOUND, REFUSED, PARTLY = range(6)
+MOST = 1000
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_TASK_FIELDS = (
+    "id",
+    "task",
+    "queue",
+    "state",
+    "priority",
+    "attempt",
+    "max_attempts",
+    "created_at",
+    "run_after",
+    "started_at",
+    "finished_at",
+    "reason",
+    "error",
+)
+_SHOWN_LIVE = ("id", "task", "queue", "state", "priority", "attempt", "created_at", "run_after")
+_SHOWN_ENDED = ("id", "task", "queue", "state", "attempt", "finished_at", "reason", "error")
+
+
+# Options
+
+
+def span(text: str) -> timedelta:
+    """Parse "90s", "15m", "2h", "7d" or a number of seconds."""
+    found = _SPAN.fullmatch(text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no span of time; give 90s, 15m, 2h or 7d")
+    try:
+        return timedelta(seconds=float(found[1]) * _UNITS[found[2] or "s"])
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than a date can hold") from None
+
+
+def moment(text: str) -> datetime:
+    """Parse a moment as ISO 8601, or a span that counts back from now."""
+    if _SPAN.fullmatch(text.strip().lower()):
+        try:
+            return clock.now() - span(text)
+        except OverflowError:
+            raise argparse.ArgumentTypeError(f"{text!r} ago is before all dates") from None
+    found = None
+    with suppress(ValueError):
+        found = parse_datetime(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no moment; give 2h, 7d or 2026-03-01T12:00:00Z")
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers within bounds."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+class Command(BaseCommand):
+    """Look at queues, tasks and workers, and act on them."""
+
+    help = "Look at queues, tasks and workers, and act on them."
+    requires_system_checks = ()
+    _verb: argparse.ArgumentParser
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", metavar="SUBCOMMAND", required=True)
+
+        def add(name: str, text: str, *parents: Any) -> argparse.ArgumentParser:
+            return verbs.add_parser(name, help=text, description=f"{text}.", parents=list(parents))
+
+        shown, acts, filters = _shown(), _acts("--why", "--reason"), _filters()
+
+        verb = add("stats", "Show how deep each queue is and what was settled lately", shown)
+        verb.add_argument("--queue", action="append", metavar="NAME", help="only this queue; may be repeated")
+        verb.add_argument(
+            "--window",
+            type=span,
+            default=timedelta(hours=1),
+            metavar="SPAN",
+            help="count what was settled in the last SPAN [1h]",
+        )
+
+        verb = add("tasks", "List tasks, live ones unless a final state is asked for", shown, filters)
+        states = [state.name.lower() for state in State]
+        verb.add_argument(
+            "--state", action="append", choices=states, metavar="STATE", help=f"only these states: {', '.join(states)}"
+        )
+        verb.add_argument("--ended", action="store_true", help="tasks that have ended, in any final state")
+        verb.add_argument("--after", metavar="CURSOR", help="the next page; the last page printed its cursor")
+        verb.add_argument("--limit", type=number(1, MOST), default=50, metavar="N", help="at most N tasks [50]")
+
+        verb = add("inspect", "Show everything about one task, and why it is or is not running", shown)
+        verb.add_argument("id", metavar="ID", help="the id of the task")
+        verb.add_argument("--payload", action="store_true", help="show arguments, result and metadata, too")
+        verb.add_argument("--no-traceback", action="store_true", help="leave out tracebacks")
+
+        verb = add("retry", "Send dead or cancelled tasks back under their ids (a replay)", shown, acts)
+        _ids(verb)
+        _attempts(verb)
+        _ids(add("cancel", "Cancel tasks: waiting ones at once, running ones by asking", shown, acts))
+        _ids(add("discard", "Give dead tasks up: they leave the dead letters and stay readable", shown, acts))
+
+        dead = add("dead", "List, replay or discard dead letters by filter")
+        inner = dead.add_subparsers(dest="dead_verb", metavar="SUBCOMMAND", required=True)
+        for name, text in (
+            ("list", "List dead letters, the last one to die first"),
+            ("replay", "Send dead letters back; only shows what it would do unless --apply is given"),
+            ("discard", "Give dead letters up; only shows what it would do unless --apply is given"),
+        ):
+            parents = [shown, filters] if name == "list" else [shown, filters, _acts("--why", dry_run=False)]
+            verb = inner.add_parser(name, help=text, description=f"{text}.", parents=parents)
+            reasons = [reason.value for reason in DeadReason]
+            verb.add_argument(
+                "--reason",
+                dest="death",
+                action="append",
+                choices=reasons,
+                metavar="WHY",
+                help=f"only tasks that died of: {', '.join(reasons)}",
+            )
+            verb.add_argument(
+                "--limit", type=number(1, MOST), default=100, metavar="N", help=f"at most N, up to {MOST} [100]"
+            )
+            if name == "list":
+                verb.add_argument("--after", metavar="CURSOR", help="the next page; the last page printed its cursor")
+            else:
+                verb.add_argument("--apply", action="store_true", help="do it; needs --why")
+            if name == "replay":
+                _attempts(verb)
+
+        for name, text in (
+            ("pause", "Stop workers from claiming from queues"),
+            ("resume", "Let workers claim from paused queues again"),
+        ):
+            verb = add(name, text, shown, _acts("--why", "--reason", dry_run=False))
+            verb.add_argument("queues", nargs="+", metavar="QUEUE", help="the name of a queue")
+
+        add("queues", "List the queues, their pauses and who serves them", shown)
+        add("workers", "List the workers that were not declared dead", shown)
+
+        verb = add("prune", "Delete finished tasks whose time to be kept is over, as the duty does", shown)
+        verb.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
+
+        verb = add("health", "Say whether all is well: exit code 0 well, 1 degraded, 2 bad", shown)
+        verb.add_argument("--queue", action="append", metavar="NAME", help="only this queue; may be repeated")
+        limits = health.Limits()
+        verb.add_argument(
+            "--max-oldest",
+            type=span,
+            default=limits.oldest,
+            metavar="SPAN",
+            help="degraded if a ready task waits longer, bad from ten times that [5m]",
+        )
+        verb.add_argument(
+            "--max-dead",
+            type=number(0, 100_000),
+            default=limits.dead,
+            metavar="N",
+            help=f"degraded if there are more dead letters, bad from ten times that [{limits.dead}]",
+        )
+
+        worker_command.add_arguments(verbs.add_parser("worker", help="Run tasks until told to stop, as runworker does"))
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["verb"] == "worker":
+            sys.exit(worker_command.run(options))
+        try:
+            alias = options.get("database") or database_for(conf.options())
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error), returncode=FAILED) from error
+        if alias not in connections:
+            raise CommandError(f"DATABASES has no {alias!r}", returncode=USAGE)
+        name = "_".join(filter(None, (options["verb"], options.get("dead_verb"))))
+        try:
+            getattr(self, f"_{name}")(alias, options)
+        except search.InvalidCursor as error:
+            raise CommandError(f"--after: {error}", returncode=USAGE) from error
+        except Error as error:
+            raise CommandError(f"the database {alias!r} refused: {error}", returncode=FAILED) from error
+
+    def _print(self, report: Report, options: Mapping[str, Any]) -> None:
+        form = "json" if options["json"] else options["format"]
+        write(report, cast("TextIO", self.stdout), form=form, color=not options.get("no_color"))
+
+    # Reading
+
+    def _stats(self, alias: str, options: Mapping[str, Any]) -> None:
+        names = _known_queues(alias, options["queue"])
+        found = stats.figures(alias, window=options["window"], names=names)
+        records = [
+            {
+                "queue": row.queue,
+                "state": "paused" if row.paused else "served" if row.workers else "unserved",
+                "ready": row.ready,
+                "scheduled": row.scheduled,
+                "running": row.running,
+                "waiting": row.waiting,
+                "parked": row.parked,
+                "dead": row.dead,
+                "oldest_ready_seconds": None if row.oldest_ready is None else row.oldest_ready.total_seconds(),
+                "workers": row.workers,
+                "succeeded": row.settled["succeeded"],
+                "failed": row.settled["failed"],
+                "retried": row.settled["retried"],
+                "died": row.settled["dead"],
+                "cancelled": row.settled["cancelled"],
+                "run_mean_seconds": row.run_mean_seconds,
+                "wait_p95_seconds": row.wait_p95_seconds,
+                "is_exact": row.is_exact,
+                "looked_at": row.looked_at,
+            }
+            for row in found
+        ]
+        notes = [f"{len(found)} queues; settled in the last {duration(options['window'])}"]
+        if any(row.looked_at is None for row in found):
+            notes.append("No worker looked at the depths lately: ready tasks were counted now, the rest is not known.")
+        shown = ("queue", "state", "ready", "scheduled", "running", "dead", "oldest_ready_seconds", "workers")
+        settled = ("succeeded", "failed", "died", "run_mean_seconds", "wait_p95_seconds")
+        meta = {"window_seconds": options["window"].total_seconds()}
+        self._print(Report(name="stats", fields=(*shown, *settled), records=records, notes=notes, meta=meta), options)
+
+    def _tasks(self, alias: str, options: Mapping[str, Any]) -> None:
+        states = frozenset(State[name.upper()] for name in options["state"] or ())
+        if options["ended"]:
+            states |= FINAL
+        if states & FINAL and states & LIVE:
+            raise CommandError(
+                "live and final states are kept apart; ask for them one after the other", returncode=USAGE
+            )
+        is_final = bool(states & FINAL)
+        since = options["since"]
+        wanted = search.TaskFilter(
+            states=states,
+            queues=frozenset(_known_queues(alias, options["queue"]) or ()),
+            names=frozenset(options["task"] or ()),
+            finished_since=since if is_final else None,
+            created_since=None if is_final else since,
+        )
+        look = search.finished if is_final else search.live
+        page = look(alias, wanted, limit=options["limit"], after=options["after"])
+        self._print_page(page, "tasks", _SHOWN_ENDED if is_final else _SHOWN_LIVE, options)
+
+    def _dead_list(self, alias: str, options: Mapping[str, Any]) -> None:
+        page = search.finished(alias, _dead_filter(alias, options), limit=options["limit"], after=options["after"])
+        self._print_page(page, "dead.list", _SHOWN_ENDED, options)
+
+    def _print_page(self, page: search.Page, name: str, fields: Sequence[str], options: Mapping[str, Any]) -> None:
+        notes = [f"{len(page.rows)} shown, {page.order.label}"]
+        if page.examined is not None and page.older is not None:
+            notes.append(f"No index serves this filter: {page.examined} tasks were looked through, there are more.")
+        if page.older is not None:
+            notes.append(f"Next page: --after {page.older}")
+        meta = {"after": page.older, "count": page.count, "count_is_capped": page.more, "examined": page.examined}
+        records = [_task_record(row) for row in page.rows]
+        self._print(Report(name=name, fields=fields, records=records, notes=notes, meta=meta), options)
+
+    def _inspect(self, alias: str, options: Mapping[str, Any]) -> None:
+        (task_id,) = _checked_ids([options["id"]])
+        row = store.find(alias, task_id)
+        if row is None:
+            raise CommandError(f"no task has the id {task_id!r}; it may have been pruned", returncode=NOT_FOUND)
+        attempts = store.attempts_of(alias, row.pk)
+        record = {
+            **_task_record(row),
+            "why": explain(alias, row),
+            "parent_id": row.parent_id,
+            "worker_id": row.worker_id,
+            "deadline_at": row.deadline_at,
+            "expires_at": row.expires_at,
+            "replays": row.replays,
+            "discarded_at": getattr(row, "resolved_at", None),
+            "attempts": [
+                {
+                    "number": attempt.number,
+                    "outcome": attempt.outcome,
+                    "worker_id": attempt.worker_id,
+                    "started_at": attempt.started_at,
+                    "ended_at": attempt.ended_at,
+                    "error_class": attempt.error_class,
+                    "message": attempt.message,
+                    "traceback": "" if options["no_traceback"] else attempt.traceback,
+                }
+                for attempt in attempts
+            ],
+            **(_payload(row) if options["payload"] else {}),
+        }
+        if options["json"] or options["format"] != "table":
+            self._print(Report(name="inspect", fields=tuple(record), records=[record]), options)
+            return
+        facts = [{"": name.replace("_", " "), " ": value} for name, value in record.items() if name != "attempts"]
+        blocks = [
+            (
+                (
+                    f"Attempt {attempt.number}: {attempt.outcome}, on worker {attempt.worker_id}, "
+                    f"ended {one_line(attempt.ended_at)}"
+                ),
+                (attempt.message if options["no_traceback"] else attempt.traceback or attempt.message).rstrip(),
+            )
+            for attempt in reversed(attempts)
+        ]
+        self._print(Report(name="inspect", fields=("", " "), records=facts, blocks=blocks), options)
+
+    def _queues(self, alias: str, options: Mapping[str, Any]) -> None:
+        records = [
+            {
+                "queue": found.queue.name,
+                "position": found.queue.position,
+                "weight": found.queue.weight,
+                "workers": found.workers,
+                "paused": found.queue.paused,
+                "paused_at": found.queue.paused_at,
+                "paused_by": found.queue.paused_by,
+                "pause_reason": found.queue.pause_reason,
+            }
+            for found in snapshot.queues(alias)
+        ]
+        fields = ("queue", "position", "weight", "workers", "paused", "paused_at", "paused_by", "pause_reason")
+        notes = [] if records else ["No queue is known yet: none was enqueued to, and no worker has looked."]
+        self._print(Report(name="queues", fields=fields, records=records, notes=notes), options)
+
+    def _workers(self, alias: str, options: Mapping[str, Any]) -> None:
+        now = clock.now()
+        records = [
+            {
+                "id": worker.pk,
+                "name": worker.name,
+                "host": worker.host,
+                "pid": worker.pid,
+                "state": "silent" if snapshot.is_stale(worker, now) else worker.State(worker.state).name.lower(),
+                "queues": worker.queues,
+                "executor": worker.executor,
+                "slots": worker.slots,
+                "running": worker.running,
+                "started_at": worker.started_at,
+                "beat_age_seconds": max((now - worker.beat_at).total_seconds(), 0.0),
+                "lease_seconds": worker.lease_seconds,
+            }
+            for worker in snapshot.workers(alias)
+        ]
+        fields = ("id", "name", "state", "queues", "executor", "slots", "running", "started_at", "beat_age_seconds")
+        notes = [] if records else ["No worker is alive."]
+        self._print(Report(name="workers", fields=fields, records=records, notes=notes), options)
+
+    def _health(self, alias: str, options: Mapping[str, Any]) -> None:
+        # Names are not looked up first: a database that is down is a finding, not an error.
+        limits = health.Limits(oldest=options["max_oldest"], dead=options["max_dead"], queues=options["queue"])
+        found = health.check(alias, limits)
+        worst = max(finding.level for finding in found)
+        records = [
+            {"check": finding.check, "level": finding.level.name.lower(), "message": finding.message}
+            for finding in found
+        ]
+        report = Report(
+            name="health",
+            fields=("check", "level", "message"),
+            records=records,
+            notes=[
+                f"{worst.name}: {sum(finding.level > 0 for finding in found)} of {len(found)} checks found something"
+            ],
+            meta={"level": worst.name.lower()},
+        )
+        self._print(report, options)
+        if worst:
+            sys.exit(int(worst))
+
+    # Acting
+
+    def _retry(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._on_ids(alias, options, "replay", _replay(options))
+
+    def _cancel(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._on_ids(alias, options, "cancel", control.cancel)
+
+    def _discard(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._on_ids(alias, options, "discard", control.discard)
+
+    def _on_ids(self, alias: str, options: Mapping[str, Any], action: str, act: Callable[..., control.Changed]) -> None:
+        ids = _checked_ids(_given_ids(options["ids"]))
+        if options["dry_run"]:
+            rows = store.find_many(alias, ids)
+            if not rows:
+                raise CommandError("none of these ids is known", returncode=NOT_FOUND)
+            self._print_plan(action, [row for task_id in ids if (row := rows.get(task_id)) is not None], options)
+            return
+        self._finish(action, act(ids, actor=_actor(options), reason=options["why"], alias=alias), options)
+
+    def _dead_replay(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._on_dead(alias, options, "replay", _replay(options))
+
+    def _dead_discard(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._on_dead(alias, options, "discard", control.discard)
+
+    def _on_dead(
+        self, alias: str, options: Mapping[str, Any], action: str, act: Callable[..., control.Changed]
+    ) -> None:
+        if options["apply"] and not options["why"]:
+            raise CommandError(f"say why: dead {action} --apply needs --why", returncode=USAGE)
+        rows = _collect(alias, _dead_filter(alias, options), options["limit"])
+        if not rows:
+            raise CommandError("no dead letter matches", returncode=NOT_FOUND)
+        if not options["apply"]:
+            self._print_plan(action, rows, options)
+            return
+        ids = [str(row.pk) for row in rows]
+        self._finish(action, act(ids, actor=_actor(options), reason=options["why"], alias=alias), options)
+
+    def _print_plan(self, action: str, rows: Sequence[TaskRow], options: Mapping[str, Any]) -> None:
+        notes = [f"Would {action} {len(rows)} tasks; nothing was changed."]
+        if "apply" in options:
+            notes.append("To do it, add --apply and --why.")
+        records = [{**_task_record(row), "outcome": "planned"} for row in rows]
+        fields = ("id", "task", "queue", "state", "attempt", "reason", "error")
+        self._print(Report(name=action, fields=fields, records=records, notes=notes, meta={"applied": False}), options)
+
+    def _finish(self, action: str, changed: control.Changed, options: Mapping[str, Any]) -> None:
+        records = [
+            *({"id": task_id, "outcome": _DONE[action], "why": ""} for task_id in changed.ids),
+            *(
+                {"id": task_id, "outcome": "asked", "why": "it runs, and ends when it listens"}
+                for task_id in changed.asked
+            ),
+            *({"id": task_id, "outcome": "skipped", "why": why} for task_id, why in changed.skipped),
+        ]
+        meta = {
+            "applied": True,
+            "changed": len(changed.ids),
+            "asked": len(changed.asked),
+            "skipped": len(changed.skipped),
+        }
+        asked = f", {len(changed.asked)} asked to stop" if changed.asked else ""
+        notes = [f"{len(changed.ids)} {_DONE[action]}{asked}, {len(changed.skipped)} skipped"]
+        self._print(
+            Report(name=action, fields=("id", "outcome", "why"), records=records, notes=notes, meta=meta), options
+        )
+        if not changed.skipped:
+            return
+        if changed.count:
+            raise CommandError(f"{len(changed.skipped)} tasks were skipped", returncode=PARTLY)
+        if all(why == "not found" for _task_id, why in changed.skipped):
+            raise CommandError(f"no task has the id {changed.skipped[0][0]!r}", returncode=NOT_FOUND)
+        raise CommandError(f"nothing was changed: {changed.skipped[0][1]}", returncode=REFUSED)
+
+    def _pause(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._switch(alias, options, "paused", control.pause)
+
+    def _resume(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._switch(alias, options, "resumed", control.resume)
+
+    def _switch(self, alias: str, options: Mapping[str, Any], done: str, act: Callable[..., bool]) -> None:
+        names = _known_queues(alias, options["queues"]) or []
+        records = []
+        for name in names:
+            changed = act(name, actor=_actor(options), reason=options["why"], alias=alias)
+            records.append({"queue": name, "outcome": done if changed else f"not changed, was {done} already"})
+        self._print(Report(name=options["verb"], fields=("queue", "outcome"), records=records), options)
+
+    def _prune(self, alias: str, options: Mapping[str, Any]) -> None:
+        settings = conf.options()
+        now = clock.now()
+        records = [
+            {
+                "state": line.state,
+                "kept_for_seconds": None if line.kept_for is None else line.kept_for.total_seconds(),
+                "count": line.count,
+                "count_is_capped": line.more,
+            }
+            for line in retention.due(alias, settings.retention, now=now)
+        ]
+        fields = ("state", "kept_for_seconds", "count", "count_is_capped")
+        if options["dry_run"]:
+            notes = ["Would delete these; nothing was changed."]
+            self._print(Report(name="prune", fields=fields, records=records, notes=notes, meta={"deleted": 0}), options)
+            return
+        count = prune.run_once(alias, settings, now)
+        meta = {"deleted": count}
+        notes = [f"{count} finished tasks were deleted"]
+        self._print(Report(name="prune", fields=fields, records=records, notes=notes, meta=meta), options)
+        if count >= prune.MOST:
+            raise CommandError("there may be more to delete; run it again", returncode=PARTLY)
+
+
+_DONE = {"replay": "replayed", "cancel": "cancelled", "discard": "discarded"}
+
+
+def _replay(options: Mapping[str, Any]) -> Callable[..., control.Changed]:
+    def act(ids: Sequence[str], **given: Any) -> control.Changed:
+        return control.replay(ids, attempts=options["attempts"], force=options["force"], **given)
+
+    return act
+
+
+# Parts of parsers
+
+
+def _shown() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--format", choices=FORMATS, default="table", help="how to print [table]")
+    parser.add_argument("--json", action="store_true", help="short for --format json")
+    parser.add_argument("--database", metavar="ALIAS", help="where the tasks are [where the settings say]")
+    return parser
+
+
+def _acts(*why: str, dry_run: bool = True) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    # For dead letters --reason is a filter: what they died of.
+    parser.add_argument(*why, dest="why", default="", metavar="TEXT", help="why, for the audit log")
+    parser.add_argument("--actor", metavar="NAME", help="who, for the audit log [cli:USER@HOST]")
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="only show which tasks it would change")
+    return parser
+
+
+def _filters() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--queue", action="append", metavar="NAME", help="only this queue; may be repeated")
+    parser.add_argument("--task", action="append", metavar="PATH", help="only tasks of this name; may be repeated")
+    parser.add_argument(
+        "--since",
+        type=moment,
+        metavar="WHEN",
+        help="only what was enqueued (live tasks) or ended (finished tasks) since: 2h, 7d, or ISO 8601",
+    )
+    return parser
+
+
+def _ids(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", nargs="+", metavar="ID", help="ids of tasks; - reads them from stdin")
+
+
+def _attempts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--attempts", type=number(1, 1000), metavar="N", help="how many attempts more [as many as at first]"
+    )
+    parser.add_argument("--force", action="store_true", help="replay tasks whose name is not known here, too")
+
+
+# Parts of verbs
+
+
+def _actor(options: Mapping[str, Any]) -> str:
+    if options["actor"]:
+        return str(options["actor"])
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        # A container may run under a number that no user has.
+        user = "unknown"
+    return f"cli:{user}@{socket.gethostname()}"
+
+
+def _given_ids(ids: Iterable[str]) -> list[str]:
+    found: list[str] = []
+    for given in ids:
+        found += sys.stdin.read().split() if given == "-" else [given]
+    return list(dict.fromkeys(found))
+
+
+def _checked_ids(ids: Sequence[str]) -> list[str]:
+    for given in ids:
+        if store.to_uuid(given) is None:
+            raise CommandError(
+                f"{given!r} is no id of a task; ids look like 01994f0e-7c1e-7b52-9d0a-3f1f3c3a9a10", returncode=USAGE
+            )
+    if len(ids) > MOST:
+        raise CommandError(f"at most {MOST} ids at once, got {len(ids)}", returncode=REFUSED)
+    return list(ids)
+
+
+def _known_queues(alias: str, names: Sequence[str] | None) -> list[str] | None:
+    """Return the names if all are known: to the registry, or to the settings. None stays None."""
+    if not names:
+        return None
+    known = {*Queue.objects.using(alias).values_list("name", flat=True), *conf.options().queues}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, sorted(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known)) or 'none yet'}"
+            raise CommandError(f"no queue is called {name!r}; {hint}", returncode=NOT_FOUND)
+    return list(dict.fromkeys(names))
+
+
+def _dead_filter(alias: str, options: Mapping[str, Any]) -> search.TaskFilter:
+    return search.TaskFilter(
+        states=frozenset({State.DEAD}),
+        discarded=False,
+        queues=frozenset(_known_queues(alias, options["queue"]) or ()),
+        names=frozenset(options["task"] or ()),
+        reasons=frozenset(options["death"] or ()),
+        finished_since=options["since"],
+    )
+
+
+def _collect(alias: str, wanted: search.TaskFilter, limit: int) -> list[FinishedTask]:
+    """Return up to ``limit`` finished tasks, page after page: a page may look through many and find few."""
+    rows: list[FinishedTask] = []
+    after: str | None = None
+    while len(rows) < limit:
+        page = search.finished(alias, wanted, limit=limit - len(rows), after=after)
+        rows += page.rows
+        after = page.older
+        if after is None:
+            break
+    return rows
+
+
+def _task_record(row: TaskRow) -> dict[str, Any]:
+    return {
+        "id": str(row.pk),
+        "task": row.name,
+        "queue": row.queue,
+        "state": State(row.state).name.lower(),
+        "priority": row.priority,
+        "attempt": row.attempt,
+        "max_attempts": row.max_attempts,
+        "created_at": row.created_at,
+        "run_after": row.run_after,
+        "started_at": row.started_at,
+        "finished_at": getattr(row, "finished_at", None),
+        "reason": getattr(row, "reason", None),
+        "error": getattr(row, "error_line", None),
+    }
+
+
+def _payload(row: TaskRow) -> dict[str, Any]:
+    found: dict[str, Any] = {"args": None, "kwargs": None}
+    with suppress(InvalidPayload):
+        found["args"], found["kwargs"] = row.arguments
+    for name, attribute in (("metadata", "metadata_values"), ("options", "option_values"), ("result", "result_value")):
+        found[name] = None
+        with suppress(InvalidPayload, ValueError):
+            found[name] = getattr(row, attribute, None)
+    return found
