@@ -7,6 +7,7 @@ refused is refused before the database is asked.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from django_taskq.store.rows import NewTask
 from django_taskq.store.vendors import vendor_for
 
 __all__ = ["Stored", "Withdrawal", "database_for", "enqueue", "enqueue_many", "public_id"]
+
+
+logger = logging.getLogger("django_taskq")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +98,13 @@ class Withdrawal:
         """End the statement that is on its way, if one is. Talks to the database, so not for an event loop."""
         # The lock keeps the storing thread from going on: what is interrupted is its INSERT and nothing later.
         with self._lock:
-            if self._interrupt is not None:
+            if self._interrupt is None:
+                return
+            try:
                 self._interrupt()
+            except Exception:
+                # Then the caller waits until the statement ends by itself; the row goes all the same.
+                logger.warning("Could not interrupt an enqueue that was given up", exc_info=True)
 
 
 class Recorder(Protocol):

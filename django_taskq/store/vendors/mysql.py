@@ -102,10 +102,12 @@ class MySQL(Vendor):
 
     def interrupter(self) -> Callable[[], None]:
         self.connection.ensure_connection()
-        thread_id: int = self.connection.connection.thread_id()
-        other = self.connection.copy()
+        mine = self.connection
+        thread_id: int = mine.connection.thread_id()
 
         def kill() -> None:
+            # Made here: a connection belongs to the thread that made it.
+            other = mine.copy()
             try:
                 with other.cursor() as cursor:
                     cursor.execute(f"KILL QUERY {thread_id:d}")

@@ -239,7 +239,8 @@ class PostgreSQL(Vendor):
                 shared[middle] = text
             args = row.args.replace("\\", "\\\\") if "\\" in row.args else row.args
             lines.append(f"{row.id:032x}\t{text}\t{args}\t0\t0\tf\n")
-        with self.connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+        # Django wraps the errors of execute() only.
+        with self.connection.cursor() as cursor, self.connection.wrap_database_errors, cursor.copy(_COPY) as copy:
             for start in range(0, len(lines), 2000):
                 copy.write("".join(lines[start : start + 2000]))
 
