@@ -18,6 +18,8 @@ from django_taskq.worker.console import would_be_written
 __all__ = ["install"]
 
 logger = logging.getLogger("django_taskq")
+# A logger of their own, so that a project or an operator can turn what becomes of each task up or down.
+task_logger = logging.getLogger("django_taskq.tasks")
 
 # kind → level, sentence; the names in it are the event's own fields.
 _SENTENCES: dict[type[events.Event], tuple[int, str]] = {
@@ -65,7 +67,11 @@ _FACTS = (
 def install() -> None:
     """Start to write the log."""
     for kind, (level, _) in _SENTENCES.items():
-        events.subscribe(kind, _write, when=partial(would_be_written, logger, level))
+        events.subscribe(kind, _write, when=partial(would_be_written, _logger_of(kind), level))
+
+
+def _logger_of(kind: type[events.Event]) -> logging.Logger:
+    return task_logger if issubclass(kind, events.TaskEvent) else logger
 
 
 def _write(event: Any) -> None:
@@ -77,7 +83,7 @@ def _write(event: Any) -> None:
     if isinstance(event, events.EnqueueRejected):
         # Its message may quote an argument.
         facts["error_class"] = error_class_path(event.error)
-    logger.log(level, sentence, facts, extra=facts, exc_info=getattr(event, "exception", None))
+    _logger_of(type(event)).log(level, sentence, facts, extra=facts, exc_info=getattr(event, "exception", None))
 
 
 def _one_line(value: Any) -> Any:

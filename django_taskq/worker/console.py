@@ -17,7 +17,7 @@ from django_taskq import conf
 
 __all__ = ["Bar", "burst_bar", "install", "would_be_written"]
 
-_LEVELS = {0: logging.WARNING, 1: logging.INFO}
+_LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.INFO}
 # What each log record has by itself; the rest was given by "extra".
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -72,18 +72,22 @@ def install(verbosity: int, stream: TextIO | None = None) -> logging.Handler | N
     """
     Write the log ``django_taskq`` to ``stream`` (stderr) if nothing else would write its INFO records.
 
-    ``verbosity`` 0 shows warnings and errors, 1 also what becomes of each task, 2 and 3 everything.
-    Return the handler, None where the project has one of its own.
+    ``verbosity`` 0 shows warnings and errors, 1 also what the worker does, 2 what becomes of each task,
+    3 everything. On a terminal 1 shows the tasks, too; in a log file a line for
+    each success would cost more than running it. Return the handler, None where the project has one of its own.
     """
     logger = logging.getLogger("django_taskq")
     if would_be_written(logger, logging.INFO):
         return None
-    handler = logging.StreamHandler(stream or sys.stderr)
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(Line())
     level = _LEVELS.get(verbosity, logging.DEBUG)
     handler.setLevel(level)
     logger.addHandler(handler)
     logger.setLevel(level)
+    if verbosity == 1 and not stream.isatty():
+        logging.getLogger("django_taskq.tasks").setLevel(logging.WARNING)
     # Or handlers of the root that are stricter than INFO would write warnings a second time.
     logger.propagate = False
     return handler

@@ -176,13 +176,23 @@ def test_a_burst_of_several_processes_ends_when_all_is_done() -> None:
 def test_a_burst_writes_a_line_per_event_with_its_facts() -> None:
     result = tasks.leave.enqueue("told")
 
-    done = run_worker("--burst")
+    done = run_worker("--burst", "-v", "2")
 
     assert done.returncode == 0
     [line] = [line for line in done.stderr.splitlines() if "succeeded in" in line]
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO Task tests\.worker\.tasks\.leave ", line)
     assert f"task_id={result.id}" in line
     assert "queue=default attempt=1" in line
+
+
+def test_a_log_file_gets_no_line_per_success_unless_asked_for() -> None:
+    tasks.leave.enqueue("told")
+
+    done = run_worker("--burst")
+
+    assert done.returncode == 0
+    assert "started as" in done.stderr
+    assert "succeeded in" not in done.stderr
 
 
 def test_verbosity_0_writes_nothing_but_trouble() -> None:
