@@ -17,9 +17,10 @@ class TaskqConfig(AppConfig):
 
     def ready(self) -> None:
         from django_taskq import checks  # noqa: F401 - registers them
-        from django_taskq.observability import contract, logs, metrics
+        from django_taskq.observability import contract, health, logs, metrics
 
         contract.install()
         logs.install()
         metrics.install()
+        health.install()
         autodiscover_modules("tasks")

@@ -7,6 +7,8 @@ Connections of the threads that run tasks: none is handed from one task to the n
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-__all__ = ["tidy", "tidy_if_idle"]
+__all__ = ["forget_inherited_pools", "tidy", "tidy_if_idle"]
 
 # A connection that lay idle this long is looked at before it is used again.
 _IDLE_SECONDS = 1.0
@@ -34,6 +36,28 @@ def _note(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
 
 
 connection_created.connect(_note, dispatch_uid="django_taskq.hygiene")
+
+
+# Never closed: closing them would end the parent's sessions.
+_inherited: list[Any] = []
+
+
+def forget_inherited_pools() -> None:
+    """
+    Let a forked child begin with pools of its own.
+
+    A pool's threads do not live on in a child, and its connections are the parent's. Connections
+    outside of a pool need nothing: each belongs to one thread, and a worker's threads are new.
+    """
+    backend = sys.modules.get("django.db.backends.postgresql.base")
+    pools = getattr(getattr(backend, "DatabaseWrapper", None), "_connection_pools", None)
+    if pools:
+        _inherited.append(dict(pools))
+        pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_inherited_pools)
 
 
 def tidy(*, drop_transactions: bool) -> None:
