@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from asgiref.sync import async_to_sync
+from django.db import close_old_connections
 
 from django_taskq import clock, conf
 from django_taskq.domain import payload
@@ -110,6 +111,9 @@ def _unknown(claim: Claim, options: conf.Options, now: float) -> Outcome:
 
 def call(run: Run) -> tuple[Outcome, BaseException | None]:
     """Run the task in this thread. Return how it ended, and the exception if there was one."""
+    if definitions.is_coroutine(run.task):
+        # On a loop of its own, for its timeout must end it wherever it runs.
+        return async_to_sync(acall)(run)
     token = current.set(run)
     try:
         args, kwargs = payload.decode_arguments(run.claim.args)
@@ -119,7 +123,7 @@ def call(run: Run) -> tuple[Outcome, BaseException | None]:
     try:
         if run.task.takes_context:
             args.insert(0, results.context_of(run))
-        function = async_to_sync(run.task.func) if definitions.is_coroutine(run.task) else run.task.func
+        function = run.task.func
         if run.metadata:
             with restored(run.metadata):
                 value = function(*args, **kwargs)
@@ -142,7 +146,7 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         return Undecodable(error=describe(error)), error
     try:
         if run.task.takes_context:
-            args.insert(0, await asyncio.to_thread(results.context_of, run))
+            args.insert(0, await asyncio.to_thread(_context_on_a_good_connection, run))
         remaining = run.remaining
         with restored(run.metadata):
             try:
@@ -157,6 +161,15 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         return outcome_of(run, error), error
     finally:
         current.reset(token)
+
+
+def _context_on_a_good_connection(run: Run) -> Any:
+    """Return the context for a coroutine, on a thread of the loop's pool whose connection may have died meanwhile."""
+    close_old_connections()
+    try:
+        return results.context_of(run)
+    finally:
+        close_old_connections()
 
 
 def _succeeded(run: Run, value: Any) -> Outcome:
