@@ -475,7 +475,7 @@ def test_an_event_shows_no_arguments_and_no_results(heard: list[Any]) -> None:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "django_taskq"]
+    return [record.getMessage() for record in caplog.records if record.name in {"django_taskq", "django_taskq.tasks"}]
 
 
 def test_log_records(caplog: pytest.LogCaptureFixture) -> None:
@@ -485,7 +485,7 @@ def test_log_records(caplog: pytest.LogCaptureFixture) -> None:
 
     HandWorker().work()
 
-    records = [record for record in caplog.records if record.name == "django_taskq"]
+    records = [record for record in caplog.records if record.name in {"django_taskq", "django_taskq.tasks"}]
     assert [(record.levelname, record.getMessage()) for record in records] == [
         (level, f"Task {tasks.always_fail.module_path} ({result.id}) {text}")
         for level, text in (
