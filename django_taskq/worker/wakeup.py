@@ -14,6 +14,7 @@ import select
 import threading
 import time
 import uuid
+from contextlib import suppress
 
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import Listener
@@ -72,11 +73,9 @@ class Wakeup:
             if self._write < 0:
                 return
             self._poked = True
-            try:
+            # Full: the claimer will wake anyway.
+            with suppress(BlockingIOError):
                 os.write(self._write, b"x")
-            except BlockingIOError:
-                # Full: the claimer will wake anyway.
-                pass
 
     def worked(self) -> None:
         """Note that there was work, so that the next looks come quickly."""
@@ -108,10 +107,8 @@ class Wakeup:
         files = [self._read] if listener is None else [self._read, listener.fileno()]
         readable, _, _ = select.select(files, [], [], max(seconds, 0))
         if self._read in readable:
-            try:
+            with suppress(BlockingIOError):
                 os.read(self._read, 4096)
-            except BlockingIOError:
-                pass
             # After the read: a poke that comes in between is answered by this very awakening.
             # The other way round its byte would be read here, and no later poke would write one.
             self._poked = False

@@ -110,7 +110,7 @@ def test_a_worker_process_that_is_killed_is_replaced_and_its_task_rescued_at_onc
 
         second = _began("it")
         assert second != first
-        eventually(lambda: FinishedTask.objects.exists())
+        eventually(FinishedTask.objects.exists)
         eventually(lambda: len(children_of(process.pid)) == 2)
         assert time.monotonic() - threshold < 40
         process.terminate()
