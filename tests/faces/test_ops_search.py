@@ -282,3 +282,14 @@ def test_a_state_of_the_other_table_finds_nothing() -> None:
     assert not search.live("default", TaskFilter(states=frozenset({State.DEAD}))).rows
     assert not search.finished("default", TaskFilter(states=frozenset({State.READY}))).rows
     assert Task.objects.count() == 1
+
+
+def test_a_filter_that_many_rows_meet_stops_looking_when_the_page_is_full(monkeypatch) -> None:
+    monkeypatch.setattr(search, "_STEP", 10)
+    rows = dead_tasks(45)
+    wanted = TaskFilter(queues=frozenset({"default"}))
+
+    pages = _walk(search.finished, wanted, limit=4)
+
+    assert pages[0].examined == 10
+    assert _ids(pages) == [row.pk for row in reversed(rows)]
