@@ -26,6 +26,8 @@ def pooled():
     """Let the connections of new threads come from psycopg's pool, of two connections at most."""
     from django.db.backends.postgresql.base import DatabaseWrapper
 
+    # The test's own connection must not be one of the two.
+    connection.ensure_connection()
     options = connections.settings["default"]["OPTIONS"]
     options["pool"] = {"min_size": 1, "max_size": 2, "timeout": 10}
     yield
