@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from collections.abc import Sequence
 from typing import Any
 
 from django.apps import AppConfig
@@ -18,7 +19,7 @@ TAG = "django_taskq"
 
 
 @checks.register(TAG)
-def check_settings(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Report every wrong key and value of TASKQ and of our backends' OPTIONS at once."""
     return [
         checks.Error(problem.message, hint=problem.hint or None, obj=problem.setting, id="taskq.E001")
@@ -27,7 +28,7 @@ def check_settings(app_configs: list[AppConfig] | None = None, **kwargs: Any) ->
 
 
 @checks.register(TAG)
-def check_time_zones(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+def check_time_zones(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Require aware moments: naive ones name two different times when the clock is set back."""
     if conf.uses_time_zones():
         return []
@@ -41,7 +42,7 @@ def check_time_zones(app_configs: list[AppConfig] | None = None, **kwargs: Any) 
 
 
 @checks.register(TAG)
-def check_contract(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+def check_contract(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Ask for the backport's app where the backport is in use."""
     from django_taskq.compat import HAS_CORE_TASKS
 
@@ -57,9 +58,9 @@ def check_contract(app_configs: list[AppConfig] | None = None, **kwargs: Any) ->
 
 
 @checks.register(TAG)
-def check_command(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+def check_command(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Tell when another app's ``runworker`` stands before ours."""
-    owner = get_commands().get("runworker")
+    owner: Any = get_commands().get("runworker")
     name = owner.name if isinstance(owner, AppConfig) else owner
     if name in (None, "django_taskq"):
         return []
@@ -73,7 +74,7 @@ def check_command(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> 
 
 
 @checks.register(TAG)
-def check_metrics(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+def check_metrics(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Ask for the library where metrics are wanted."""
     if not conf.wants_metrics() or find_spec("prometheus_client") is not None:
         return []
@@ -87,7 +88,7 @@ def check_metrics(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> 
 
 
 @checks.register(TAG)
-def check_database(app_configs: list[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+def check_database(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Look at the database that each alias stores its tasks in."""
     from django.db import connections
 

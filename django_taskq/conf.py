@@ -383,7 +383,7 @@ def task_settings() -> Mapping[str, Any]:
 
 def names_backends() -> bool:
     """Return whether the project has a TASKS setting; without one our backend is implied."""
-    return settings.is_overridden("TASKS")
+    return bool(settings.is_overridden("TASKS"))
 
 
 def has_backend(alias: str) -> bool:

@@ -30,7 +30,7 @@ class WorkerAdmin(ReadOnlyAdmin):
         "name", "host", "pid", "state_column", "queues_column", "busy_column", "executor", "release", "started_column",
         "beat_column", "lease_seconds",
     ]  # fmt: skip
-    readonly_fields = fields
+    readonly_fields = fields  # type: ignore[assignment]  # flat, which "fields" need not be
     empty_text = gettext_lazy("No worker is known. Start one: manage.py runworker")
 
     @admin.display(description=gettext_lazy("state"))

@@ -83,6 +83,25 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     raise InvalidPayload(f"Unsupported type {kind.__qualname__} at {where}; {_hint(value)}")
 
 
+def _readable(value: Any, where: str) -> Any:
+    """Return ``_plain`` of a value; what its own methods raise becomes InvalidPayload, too."""
+    try:
+        return _plain(value, where, 1)
+    except InvalidPayload:
+        raise
+    except Exception as error:
+        raise InvalidPayload(
+            f"{where} cannot be read: {type(error).__name__} was raised by one of its values; "
+            "pass plain strings, numbers, lists and dicts"
+        ) from error
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise InvalidPayload(f"a keyword argument must have a str name, got one of type {type(name).__qualname__}")
+    return _text(str.__str__(name), "the name of a keyword argument")
+
+
 def _text(value: str, where: str) -> str:
     if value.isascii():
         return value
@@ -136,10 +155,10 @@ def encode_arguments(args: tuple[Any, ...] | list[Any], kwargs: Mapping[str, Any
     """
     for value in args:
         if type(value) not in _SCALARS or type(value) is float or (type(value) is str and not value.isascii()):
-            args = [_plain(item, f"argument {at + 1}", 1) for at, item in enumerate(args)]
+            args = [_readable(item, f"argument {at + 1}") for at, item in enumerate(args)]
             break
     if kwargs:
-        named = {name: _plain(item, f"argument {name!r}", 1) for name, item in kwargs.items()}
+        named = {_name(name): _readable(item, f"argument {name!r}") for name, item in kwargs.items()}
         text = _dump({"args": args, "kwargs": named}, "the arguments")
     else:
         text = _PLAIN_ARGS % _dump(args, "the arguments")
@@ -147,7 +166,7 @@ def encode_arguments(args: tuple[Any, ...] | list[Any], kwargs: Mapping[str, Any
 
 
 # The C scanner itself: json.loads adds two regular expressions, half of its time on small texts.
-_scan = json.JSONDecoder().scan_once
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # documented nowhere, there since 2.7
 
 
 def decode_arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
@@ -169,7 +188,7 @@ def encode_value(value: Any, *, limit: int | None, where: str = "the result") ->
     if value is None:
         return None
     if type(value) not in _SCALARS or type(value) is float or type(value) is str:
-        value = _plain(value, where, 1)
+        value = _readable(value, where)
     return _check_size(_dump(value, where), limit, where, "MAX_RESULT_BYTES")
 
 

@@ -28,9 +28,8 @@ class Curve(Protocol):
     def delay(self, attempt: int, draw: float) -> float: ...
 
 
-def _seconds(value: float | timedelta, field: str) -> float:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
+def _seconds(given: object, field: str) -> float:
+    value = given.total_seconds() if isinstance(given, timedelta) else given
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_WAIT:
         raise InvalidOptions(
             f"{field} must be a number of seconds from 0 to {MAX_WAIT:.0f}, got {value!r}", field=field, code="range"

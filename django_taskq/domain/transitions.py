@@ -112,9 +112,9 @@ def decide(facts: Facts, outcome: Outcome, *, now: datetime) -> Transition:  # n
             return _dead(DeadReason.GAVE_UP, AttemptEnd.GAVE_UP, error)
         case Undecodable(error=error):
             return _dead(DeadReason.UNDECODABLE, AttemptEnd.UNDECODABLE, error)
-        case BudgetOver(error=None):
-            return Transition(state=State.DEAD, reason=DeadReason.BUDGET, attempt_back=True)
         case BudgetOver(error=error):
+            if error is None:
+                return Transition(state=State.DEAD, reason=DeadReason.BUDGET, attempt_back=True)
             return _dead(DeadReason.BUDGET, AttemptEnd.BUDGET, error)
         case Expired():
             return Transition(state=State.DEAD, reason=DeadReason.EXPIRED, attempt_back=True)

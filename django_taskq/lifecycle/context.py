@@ -153,7 +153,7 @@ def captured_metadata(capture: tuple[str, ...], user: Mapping[str, Any] | None, 
     """
     found: dict[str, Any] = {}
     if "language" in capture:
-        language = translation.get_language()
+        language: str | None = _language()
         if language is not None and language != conf.language():
             found["language"] = language
     if "timezone" in capture:
@@ -167,11 +167,16 @@ def captured_metadata(capture: tuple[str, ...], user: Mapping[str, Any] | None, 
     return payload.encode_value(found, limit=limit, where="the metadata") if found else None
 
 
+def _language() -> str | None:
+    # None after deactivate_all(), which the stubs do not know.
+    return translation.get_language()
+
+
 @contextmanager
 def restored(metadata: Mapping[str, Any]) -> Iterator[None]:
     """Run a block with the language and time zone that a task was enqueued with."""
     language, zone = metadata.get("language"), metadata.get("timezone")
-    before = translation.get_language()
+    before = _language()
     if language:
         translation.activate(language)
     try:

@@ -148,9 +148,10 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         if run.task.takes_context:
             args.insert(0, await asyncio.to_thread(_context_on_a_good_connection, run))
         remaining = run.remaining
+        limit = asyncio.timeout(None if remaining is None else remaining.total_seconds())
         with restored(run.metadata):
             try:
-                async with asyncio.timeout(None if remaining is None else remaining.total_seconds()) as limit:
+                async with limit:
                     value = await run.task.func(*args, **kwargs)
             except TimeoutError:
                 if not limit.expired():

@@ -261,7 +261,8 @@ def _synthetic(row: Task | FinishedTask) -> str:
     """Return the path of an importable exception that stands for an end without one."""
     if row.state == State.CANCELLED:
         return "django_taskq.exceptions.TaskCancelled"
-    return _REASON_ERRORS.get(getattr(row, "reason", None) or "", "django_taskq.exceptions.TaskqError")  # type: ignore[call-overload,no-any-return]
+    reason: Any = getattr(row, "reason", None)
+    return _REASON_ERRORS.get(reason, "django_taskq.exceptions.TaskqError")
 
 
 def result_of_claim(

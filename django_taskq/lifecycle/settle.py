@@ -48,7 +48,7 @@ class Ended(NamedTuple):
 class Settled(NamedTuple):
     """What a settlement wrote: how many rows, which were refused, and how many went back to ready at once."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     refused: Sequence[Ended]
     ready_again: int
 

@@ -37,7 +37,7 @@ class AuditEntry(models.Model):
     actor = models.CharField(_("actor"), max_length=150)
     action = models.CharField(_("action"), max_length=50)
     target = models.CharField(_("target"), max_length=200, blank=True)
-    task_id = TaskIdField(_("task"), null=True, blank=True)
+    task_id = TaskIdField(_("task"), null=True, blank=True)  # type: ignore[misc]  # a subclass is not generic
     reason = models.CharField(_("reason"), max_length=300, blank=True)
     detail = models.JSONField(_("detail"), default=dict, blank=True)
 

@@ -56,7 +56,7 @@ class TaskRow(models.Model):
     args = models.TextField(_("arguments"), default='{"args":[],"kwargs":{}}')
     options = models.TextField(_("options"), null=True, blank=True)  # noqa: DJ001 - null costs nothing, "" would be a value
     metadata = models.TextField(_("metadata"), null=True, blank=True)  # noqa: DJ001
-    parent_id = TaskIdField(_("parent"), null=True, blank=True)
+    parent_id = TaskIdField(_("parent"), null=True, blank=True)  # type: ignore[misc]  # a subclass is not generic
     replays = models.SmallIntegerField(_("replays"), default=0)
 
     class Meta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db.models import Sum
 
@@ -69,7 +70,7 @@ def figures(
 def _sums(alias: str, since: datetime) -> dict[str, dict[str, int]]:
     totals = {name: Sum(name) for name in (*_COUNTERS, *_WAITS)}
     rows = Stat.objects.using(alias).filter(minute__gte=since).order_by().values("queue").annotate(**totals)
-    return {row["queue"]: {name: int(row[name] or 0) for name in totals} for row in rows}
+    return {row["queue"]: {name: int(row[name] or 0) for name in totals} for row in map(dict[str, Any], rows)}
 
 
 def _of(alias: str, found: snapshot.QueueDepth, sums: dict[str, int], now: datetime) -> QueueFigures:

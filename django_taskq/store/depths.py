@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
+from typing import Any
 
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 
 from django_taskq.domain.states import State
 from django_taskq.models import FinishedTask, Task
 
-__all__ = ["dead_by_queue", "oldest_ready"]
+__all__ = ["dead_by_queue", "oldest_ready", "running_by_queue", "scheduled_by_queue"]
 
 
-def dead_by_queue(alias: str) -> dict[str, int]:
-    """Count the dead letters of each queue that nobody discarded."""
+def dead_by_queue(alias: str, *, cap: int) -> Counter[str]:
+    """Count the dead letters of each queue that nobody discarded, looking at the ``cap`` oldest of all."""
     dead = FinishedTask.objects.using(alias).filter(state=State.DEAD, resolved_at__isnull=True)
-    return dict(dead.order_by().values_list("queue").annotate(Count("pk")))
+    return _by_queue(dead.order_by("finished_at"), cap)
+
+
+def scheduled_by_queue(alias: str, *, cap: int) -> Counter[str]:
+    """Count the scheduled tasks of each queue, looking at the ``cap`` that are due first of all."""
+    # Not queue by queue: the index on the due time would be read whole for each.
+    scheduled = Task.objects.using(alias).filter(state=State.SCHEDULED, run_after__isnull=False)
+    return _by_queue(scheduled.order_by("run_after"), cap)
+
+
+def running_by_queue(alias: str) -> Counter[str]:
+    """Count the running tasks of each queue; there are only as many as workers hold."""
+    running = Task.objects.using(alias).filter(lease__isnull=False).order_by()
+    return Counter(dict(running.values_list("queue").annotate(Count("pk"))))
+
+
+def _by_queue(rows: QuerySet[Any], cap: int) -> Counter[str]:
+    # Counted here, since no portable statement groups what a LIMIT cut off.
+    return Counter(rows.values_list("queue", flat=True)[:cap])
 
 
 def oldest_ready(alias: str, queue: str) -> datetime | None:

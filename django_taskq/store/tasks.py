@@ -47,7 +47,7 @@ def find(alias: str, public_id: object) -> Task | FinishedTask | None:
         return None
     # A task may move between the two looks, in either direction (a settle, a replay): look at the first again.
     for model in (Task, FinishedTask, Task):
-        row: Task | FinishedTask | None = model._default_manager.using(alias).filter(pk=key).first()  # type: ignore[assignment]
+        row: Task | FinishedTask | None = model._default_manager.using(alias).filter(pk=key).first()
         if row is not None:
             return row
     return None
@@ -179,7 +179,7 @@ def save_progress(
 ) -> None:
     """Store how far a running task is."""
     Progress.objects.using(alias).update_or_create(
-        task_id=to_uuid(public_id), defaults={"done": done, "total": total, "note": note[:200], "at": now}
+        task_id=uuid.UUID(public_id), defaults={"done": done, "total": total, "note": note[:200], "at": now}
     )
 
 

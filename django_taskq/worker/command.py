@@ -248,7 +248,7 @@ def _health(plan: Plan, seen: _Seen) -> Any:
 
     def database() -> str:
         try:
-            in_own_thread(lambda: None if vendor_for(alias).now() else None, timeout=3.0)
+            in_own_thread(lambda: vendor_for(alias).now(), timeout=3.0)
         except (DatabaseError, InterfaceError, TimeoutError, OSError) as error:
             return str(error) or type(error).__name__
         return ""

@@ -873,7 +873,7 @@ def weight_of(ended: Ended) -> int:
     return 0 if error is None else len(error.traceback) + len(error.message)
 
 
-def in_own_thread(work: Callable[[], None], *, timeout: float | None = None) -> None:
+def in_own_thread(work: Callable[[], object], *, timeout: float | None = None) -> None:
     """
     Run ``work`` in a thread with connections of its own, and close them; what it raises passes through.
 

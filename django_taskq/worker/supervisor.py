@@ -472,6 +472,11 @@ class _Orders:
             os.read(self._read, 4096)
 
 
+def _note_end(worker: Worker, orders: _Orders) -> None:
+    worker.wait()
+    orders.note(0)
+
+
 def _take_orders(control: Connection, orders: _Orders) -> None:
     try:
         while True:
@@ -496,7 +501,7 @@ def _serve(worker: Worker, number: int, control: Connection, orders: _Orders) ->
             orders.wait(pause)
     if worker.state == "new":
         return FINE
-    threading.Thread(target=lambda: (worker.wait(), orders.note(0)), name="taskq-end", daemon=True).start()
+    threading.Thread(target=_note_end, args=(worker, orders), name="taskq-end", daemon=True).start()
     while True:
         with suppress(OSError):
             control.send({**status_of(worker), "process": number})

@@ -236,7 +236,7 @@ class Vendor:
                     .values_list("id", flat=True)
                 )
                 rows = [row for row in rows if row[0] in kept]
-        return [Claim(*row[:3], row[3] + 1, *row[4:], lease) for row in rows]
+        return [Claim(*row[:3], row[3] + 1, *row[4:], lease) for row in rows]  # type: ignore[call-arg]  # a slice's length is unknown to it
 
     # Settle
 
@@ -388,6 +388,9 @@ class Vendor:
     def depth(self, queue: str, state: int, *, cap: int) -> int:
         """Count the live tasks of one queue in one state, at most ``cap``."""
         found = Task.objects.using(self.alias).filter(queue=queue, state=state)
+        if state == State.RUNNING:
+            # True of each running task, and what makes the lease index usable: else the whole table is read.
+            found = found.filter(lease__isnull=False)
         return found.order_by().values("id")[:cap].count()
 
     def save_snapshot(self, row: dict[str, Any]) -> None:

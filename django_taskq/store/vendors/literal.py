@@ -21,5 +21,5 @@ class Literal(Expression):
         super().__init__(output_field=IntegerField())
         self.value = int(value)
 
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
-        return str(self.value), []
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[str | int, ...]]:
+        return str(self.value), ()

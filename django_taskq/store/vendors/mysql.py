@@ -55,10 +55,11 @@ FROM JSON_TABLE(%s, '$[*]' COLUMNS (
     gone DATETIME(6) PATH '$[10]')) j
 JOIN {TASK} t ON t.id = UNHEX(j.h)
 """
+# lease + 0: by the key, as everybody else locks these rows, and not by the lease index.
 _PUT_BACK = f"""
 UPDATE {TASK} SET state = CASE WHEN cancel THEN {State.READY:d} ELSE %s END, lease = NULL, attempt = attempt - %s,
     run_after = coalesce(%s, run_after), options = coalesce(%s, options)
-WHERE id = %s AND lease = %s
+WHERE id = %s AND lease + 0 = %s
 """
 _INSERT = (
     f"INSERT INTO {TASK} (id, queue, `rank`, state, max_attempts, ack, run_after, created_at, deadline_at, expires_at,"
@@ -118,7 +119,7 @@ class MySQL(Vendor):
 
     @contextmanager
     def statement_limit(self, seconds: float) -> Iterator[None]:
-        if self.connection.mysql_is_mariadb:
+        if getattr(self.connection, "mysql_is_mariadb", False):
             limits = {"max_statement_time": seconds}
         else:
             # MySQL limits the time of a SELECT only; what makes an INSERT wait is locks, counted in whole seconds.
@@ -207,7 +208,7 @@ class MySQL(Vendor):
             keys = [row[0] for row in rows]
             cursor.execute(_TAKE + f"({', '.join(['%s'] * len(keys))})", [lease, self._stored(now), *keys])
         return [
-            Claim(*row[:10], moment(row[10]), moment(row[11]), moment(row[12]), moment(row[13]), bool(row[14]), lease)
+            Claim(*row[:10], moment(row[10]), moment(row[11]), moment(row[12]), moment(row[13]), bool(row[14]), lease)  # type: ignore[call-arg]  # a slice's length is unknown to it
             for row in rows
         ]
 

@@ -28,7 +28,7 @@ def add_stats_on_conflict(vendor: Vendor, sums: dict[tuple[datetime, str, str, i
                 f" ON CONFLICT (minute, queue, task, worker_id) DO UPDATE SET {added}",
                 [
                     value
-                    for (minute, *rest), values in part
-                    for value in (adapt(minute), *rest, *values)
+                    for (minute, queue, task, worker_id), values in part
+                    for value in (adapt(minute), queue, task, worker_id, *values)
                 ],
             )

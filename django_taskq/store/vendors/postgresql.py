@@ -165,7 +165,7 @@ class PostgreSQL(Vendor):
 
     @cached_property
     def has_psycopg3(self) -> bool:
-        return bool(self.connection.Database.__name__ == "psycopg")
+        return bool(getattr(self.connection, "Database").__name__ == "psycopg")  # noqa: B009 - not in the stubs
 
     def key_of(self, public_id: str | uuid.UUID) -> str:
         return str(public_id if isinstance(public_id, uuid.UUID) else uuid.UUID(public_id))

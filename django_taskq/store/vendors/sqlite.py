@@ -149,7 +149,7 @@ class SQLite(Vendor):
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
-        connection = self.connection
+        connection: Any = self.connection
         connection.ensure_connection()
         before = connection.transaction_mode
         connection.transaction_mode = "IMMEDIATE"
@@ -216,7 +216,7 @@ class SQLite(Vendor):
             else:
                 cursor.execute(_CLAIM_RESUMED, (lease, self._stored(now), queue, *after, limit))
             rows = [
-                Claim(*row[:10], moment(row[10]), moment(row[11]), moment(row[12]), moment(row[13]), bool(row[14]), row[15])
+                Claim(*row[:10], moment(row[10]), moment(row[11]), moment(row[12]), moment(row[13]), bool(row[14]), row[15])  # type: ignore[call-arg]  # a slice's length is unknown to it
                 for row in cursor.fetchall()
             ]
         rows.sort(key=lambda row: (row.rank, row.key))

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from types import FrameType
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
@@ -356,6 +357,8 @@ class _Ending(BaseException):
 class _Inside:
     """The child's side: a thread reads the pipe, the main thread runs the tasks. The Host of an atomic attempt."""
 
+    offset = timedelta(0)
+
     def __init__(self, pipe: Connection, options: conf.Options, alias: str) -> None:
         self.options = options
         self.alias = alias
@@ -413,7 +416,7 @@ class _Inside:
             self._told = None
             run_atomic(self, found, execute.call)
             assert self._told is not None
-            ended, written = self._told
+            ended, written = self._told  # type: ignore[unreachable]  # run_atomic has told by now
             return _Reply(ended.outcome, ended.ended, written)
         outcome, _ = execute.call(found)
         at = clock.timestamp()
