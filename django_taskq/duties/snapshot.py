@@ -14,6 +14,8 @@ __all__ = ["run_once"]
 
 # Beyond this a depth is "more than": counting a million rows every ten seconds helps nobody.
 CAP = 100_000
+# The same for what is counted over all queues together, row by row.
+CAP_TOGETHER = 20_000
 
 
 def run_once(alias: str, options: conf.Options, now: datetime) -> int:
@@ -23,25 +25,24 @@ def run_once(alias: str, options: conf.Options, now: datetime) -> int:
     missing = [name for name in vendor.ready_queues() if name not in known]
     if missing:
         queue_store.remember(alias, missing)
-    dead = depths.dead_by_queue(alias)
+    dead = depths.dead_by_queue(alias, cap=CAP_TOGETHER)
+    scheduled = depths.scheduled_by_queue(alias, cap=CAP_TOGETHER)
+    running = depths.running_by_queue(alias)
+    exact = max(dead.total(), scheduled.total()) < CAP_TOGETHER
     minute = now.replace(second=0, microsecond=0)
     for queue in (*known, *missing):
-        counts = {state: vendor.depth(queue, state, cap=CAP) for state in _SHOWN}
+        ready = vendor.depth(queue, State.READY, cap=CAP)
         vendor.save_snapshot(
             {
                 "queue": queue,
                 "at": minute,
-                "ready": counts[State.READY],
-                "scheduled": counts[State.SCHEDULED],
-                "running": counts[State.RUNNING],
-                "waiting": counts[State.WAITING],
-                "parked": counts[State.PARKED],
-                "dead": dead.get(queue, 0),
+                "ready": ready,
+                "scheduled": scheduled[queue],
+                "running": running[queue],
+                "dead": dead[queue],
                 "oldest_ready_at": depths.oldest_ready(alias, queue),
-                "exact": max(counts.values()) < CAP,
+                "exact": exact and ready < CAP,
             }
         )
     return len(known) + len(missing)
 
-
-_SHOWN = (State.READY, State.SCHEDULED, State.RUNNING, State.WAITING, State.PARKED)
