@@ -87,3 +87,9 @@ def enqueue_on(queue: str) -> None:
 @task
 async def await_nothing() -> int:
     return os.getpid()
+
+
+@task(max_attempts=5, backoff=Fixed(0))
+async def aleave(key: str) -> str:
+    await Effect.objects.acreate(key=key)
+    return key

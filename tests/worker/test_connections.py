@@ -126,6 +126,16 @@ def test_a_worker_whose_connections_are_cut_connects_again_and_goes_on() -> None
     assert (held.state, held.attempts) == ("succeeded", 1)
 
 
+@requires("server_connections")
+def test_coroutines_whose_connection_was_cut_get_another() -> None:
+    with running():
+        assert tasks.aleave.enqueue("before").get(20) == "before"
+
+        _cut_all_others()
+
+        assert tasks.aleave.enqueue("after").get(40) == "after"
+
+
 def _cut_all_others() -> None:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import connections
 
 from django_taskq import clock, events
@@ -34,6 +35,8 @@ _NO_OFFSET = timedelta(0)
 
 logger = logging.getLogger("django_taskq")
 
+_TIDY_SECONDS = 1.0
+
 
 class AsyncExecutor(Executor):
     """Runs coroutine tasks on one event loop; plain functions, where it is the only executor, in the loop's threads."""
@@ -50,6 +53,7 @@ class AsyncExecutor(Executor):
         self._running = 0
         self._idle = threading.Event()
         self._idle.set()
+        self._tidied_at = time.monotonic()
 
     def start(self) -> None:
         if self._thread is not None:
@@ -128,6 +132,19 @@ class AsyncExecutor(Executor):
             await asyncio.to_thread(settled.wait)
         else:
             host.ended(ended)
+        await self._tidy(is_due=error is not None)
+
+    async def _tidy(self, *, is_due: bool) -> None:
+        """
+        Close what coroutines left of broken or old connections, in the one thread that the ORM's async methods use.
+
+        After a failure, and else once a second: the hop to that thread costs more than a small task. Last,
+        since a cancellation may end it here without harm.
+        """
+        tick = time.monotonic()
+        if is_due or tick - self._tidied_at > _TIDY_SECONDS:
+            self._tidied_at = tick
+            await sync_to_async(tidy)(drop_transactions=False)
 
     async def _tell_start(self, run: Run) -> BaseException | None:
         """Tell the host, away from the event loop if receivers listen; return the cancellation that came meanwhile."""
