@@ -59,15 +59,16 @@ def clean_text(text: str, limit: int = MAX_TRACEBACK) -> str:
 
     The middle is cut, since a traceback says most at its two ends.
     """
-    if len(text) > limit:
-        half = (limit - 20) // 2
-        text = f"{text[:half]}\n… cut …\n{text[-half:]}"
     if "\x00" in text:
         text = text.replace("\x00", "\\x00")
     try:
         text.encode()
     except UnicodeEncodeError:
         text = text.encode("utf-8", "backslashreplace").decode()
+    # Last, since what stands for a character is longer than it.
+    if len(text) > limit:
+        half = (limit - 20) // 2
+        text = f"{text[:half]}\n… cut …\n{text[-half:]}"
     return text
 
 

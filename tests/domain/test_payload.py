@@ -67,7 +67,7 @@ def test_tuples_become_lists_and_bytes_text() -> None:
 
 
 def test_subclasses_of_the_plain_types_lose_their_class_only() -> None:
-    class Text(str):
+    class Text(str):  # noqa: SLOT000 - as users write it
         def __str__(self) -> str:
             return "something else"
 
@@ -166,7 +166,7 @@ def test_integers_up_to_pythons_limit_are_kept() -> None:
     value = 10 ** (digits - 1)
 
     assert payload.decode_arguments(encode(value))[0] == [value]
-    with pytest.raises(InvalidPayload, match="4300 digits|limit"):
+    with pytest.raises(InvalidPayload, match="cannot be written as JSON"):
         encode(10**digits)
 
 
@@ -207,7 +207,7 @@ def test_the_size_limit_of_results_holds_to_the_byte() -> None:
 
     assert text == '"\\u00e9"'
     assert len(text) == 8
-    with pytest.raises(PayloadTooLarge, match="the result take.? 8 bytes as JSON, MAX_RESULT_BYTES allows 7"):
+    with pytest.raises(PayloadTooLarge, match=r"the result take.? 8 bytes as JSON, MAX_RESULT_BYTES allows 7"):
         payload.encode_value("\u00e9", limit=7)
 
 
@@ -239,7 +239,7 @@ class HostileList(list[Any]):
         raise RuntimeError("iter")
 
 
-class HostileText(str):
+class HostileText(str):  # noqa: SLOT000
     def encode(self, *args: Any) -> bytes:  # type: ignore[override]
         raise RuntimeError("encode")
 
@@ -295,8 +295,8 @@ def test_nothing_but_our_errors_comes_out_whatever_goes_in(name: str) -> None:
     ):
         try:
             text = work()
-        except InvalidPayload as error:
-            assert str(error)
+        except InvalidPayload:
+            pass
         else:
             assert isinstance(json.loads(text), list | dict | str | int | float)
 
