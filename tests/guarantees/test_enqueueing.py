@@ -206,6 +206,19 @@ def test_the_database_option_wins_over_the_router_and_the_row_goes_there() -> No
     assert Task.objects.using("default").count() == 1
 
 
+@override_settings(TASKQ={"DATABASE": "other"})
+def test_a_check_warns_where_tasks_leave_the_database_of_the_callers_transaction() -> None:
+    from django_taskq.checks import check_database
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(connections.settings, "other", connections.settings["default"])
+        found = {message.id for message in check_database()}
+    unknown = {message.id for message in check_database()}
+
+    assert "taskq.W003" in found
+    assert unknown == {"taskq.E003"}
+
+
 # Options
 
 
