@@ -357,7 +357,7 @@ class _Reader:
     def key(self, row: Any) -> tuple[Any, ...]:
         return tuple(getattr(row, column) for column in self.order.columns)
 
-    def cursor(self, key: Sequence[Any]) -> str:
+    def mark(self, key: Sequence[Any]) -> str:
         return _cursor(self.order, key)
 
 
@@ -382,8 +382,8 @@ def _direct(reader: _Reader, limit: int, position: tuple[Any, ...] | None, forwa
     return Page(
         rows=rows,
         order=reader.order,
-        older=reader.cursor(reader.key(rows[-1])) if older else None,
-        newer=reader.cursor(reader.key(rows[0]) if rows else position or ()) if newer else None,
+        older=reader.mark(reader.key(rows[-1])) if older else None,
+        newer=reader.mark(reader.key(rows[0]) if rows else position or ()) if newer else None,
         count=count,
         more=more,
     )
@@ -426,8 +426,8 @@ def _windowed(
     return Page(
         rows=_rows(reader, shown),
         order=reader.order,
-        older=None if on is None else reader.cursor(on),
-        newer=None if back is None else reader.cursor(back),
+        older=None if on is None else reader.mark(on),
+        newer=None if back is None else reader.mark(back),
         count=min(len(hits), COUNT_CAP),
         more=open_end or len(hits) > COUNT_CAP or position is not None,
         examined=looked_at,
