@@ -139,13 +139,20 @@ class Problem:
 def _span(value: Any) -> timedelta:
     if isinstance(value, timedelta):
         span = value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        span = timedelta(seconds=value)
     else:
-        raise ValueError(f"must be a timedelta or a number of seconds, got {value!r}")
+        try:
+            span = timedelta(seconds=_finite(value))
+        except (ValueError, OverflowError):
+            raise ValueError(f"must be a timedelta or a number of seconds, got {value!r}") from None
     if span < timedelta(0):
         raise ValueError(f"must not be negative, got {value!r}")
     return span
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return value
 
 
 def _span_above_zero(value: Any) -> timedelta:
@@ -324,7 +331,9 @@ def _build(base: Options, given: Any, where: str, found: list[Problem]) -> Optio
             else:
                 found.append(Problem(setting=at, message=f"{at} must be a dict of queue names, got {given['QUEUES']!r}"))
     built = replace(base, **values)
-    if built.heartbeat_seconds * 2 > built.lease_seconds:
+    # Told where it was set, not again for each alias that inherits it.
+    sets_lease = isinstance(given, Mapping) and not {"LEASE_SECONDS", "HEARTBEAT_SECONDS"}.isdisjoint(given)
+    if sets_lease and built.heartbeat_seconds * 2 > built.lease_seconds:
         found.append(
             Problem(
                 setting=f"{where}['LEASE_SECONDS']",
@@ -378,7 +387,7 @@ def task_settings() -> Mapping[str, Any]:
     # Django's own default names the immediate backend, which nobody chose.
     if not settings.is_overridden("TASKS"):
         return {}
-    return settings.TASKS or {}
+    return getattr(settings, "TASKS", None) or {}
 
 
 def names_backends() -> bool:
