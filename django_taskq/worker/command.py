@@ -22,7 +22,7 @@ from django_taskq.domain.states import State
 from django_taskq.lifecycle.claim import parse_queues
 from django_taskq.lifecycle.enqueue import database_for
 from django_taskq.store.vendors import vendor_for
-from django_taskq.worker import console, health, supervisor
+from django_taskq.worker import console, health, memory, supervisor
 from django_taskq.worker.loop import Plan, Worker, in_own_thread
 
 __all__ = ["DESCRIPTION", "EPILOG", "OPTIONS", "Option", "add_arguments", "plan_of", "run"]
@@ -202,6 +202,7 @@ def run(options: Mapping[str, Any]) -> int:
     plan = plan_of(options)
     verbosity = int(options.get("verbosity", 1))
     seen = _Seen()
+    memory.keep_few_arenas()
     with ExitStack() as stack:
         bar = None
         if plan.burst and verbosity:

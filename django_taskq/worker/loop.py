@@ -59,8 +59,8 @@ PREFETCH_SECONDS = 0.05
 # How long a claimed task may wait in line behind slow ones before it is handed back.
 STALE_SECONDS = 0.5
 _BACKOFF_MOST = 5.0
-# How often an idle worker returns unused memory to the system.
-_TIDY_SECONDS = 60.0
+# How long a worker has had nothing to do when it returns unused memory to the system.
+_REST_SECONDS = 1.0
 # What leaving may take beyond the grace time: for each word to the database, and for writing what ended.
 _GOODBYE_SECONDS = 2.0
 _WRITE_SECONDS = 5.0
@@ -136,7 +136,7 @@ class Worker:
         self._is_pooled = bool(connections[self.alias].settings_dict.get("OPTIONS", {}).get("pool"))
         self._refill_at = 0
         self._born = time.monotonic()
-        self._tidy_at = 0.0
+        self._rested_after = -1
 
     # Life
 
@@ -361,9 +361,16 @@ class Worker:
             if not self._due_soon():
                 self.stop("burst done")
         elif not self._in_hand():
+            self._rest()
             wakeup.wait()
         else:
             wakeup.wait(0.02 if self.plan.burst else None)
+
+    def _rest(self) -> None:
+        """Return unused memory to the system, once after each time of work."""
+        if self._rested_after != self._written and time.monotonic() - self._taken_at > _REST_SECONDS:
+            self._rested_after = self._written
+            give_back()
 
     def _is_quiet(self) -> bool:
         return not self._in_hand() and not self._unwritten()
@@ -744,9 +751,6 @@ class Worker:
 
     def _look_after_myself(self) -> None:
         worker = self.plan.worker
-        if not self._runs and time.monotonic() >= self._tidy_at:
-            self._tidy_at = time.monotonic() + _TIDY_SECONDS
-            give_back()
         if worker.max_age is not None and time.monotonic() - self._born >= worker.max_age.total_seconds():
             self.stop("max age reached")
         if worker.max_memory is not None:
