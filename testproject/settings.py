@@ -126,6 +126,8 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="WARNING")},
     "loggers": {
+        # Django gives this one a handler of its own, and each line would stand there twice.
+        "django": {"level": "INFO"},
         "django.server": {
             "handlers": ["console"],
             "level": env.str("SERVER_LOG_LEVEL", default="INFO"),

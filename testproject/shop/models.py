@@ -43,7 +43,7 @@ class Import(models.Model):
         ordering = ["-id"]
 
     def __str__(self) -> str:
-        return f"Import {self.pk} of {self.file.name}"
+        return f"Import {self.pk}"
 
 
 class BadLine(models.Model):

@@ -134,6 +134,8 @@ class Command(BaseCommand):
         log.unlink(missing_ok=True)
         with Warehouse(log, fail_first=FAILED_CALLS) as warehouse:
             seed(report_in=timedelta(seconds=2))
+            self.stdout.write("A worker does the shop's work. This takes some seconds.")
+            self.stdout.flush()
             worker = Child(
                 "worker",
                 "runworker",
