@@ -168,7 +168,7 @@ class Migration(migrations.Migration):
                 'verbose_name': 'finished task',
                 'verbose_name_plural': 'finished tasks',
                 'indexes': [models.Index(fields=['finished_at'], name='taskq_finished_at'), django_taskq.schema.LiveIndex(fields=['state', 'id'], name='taskq_finished_dead', partial=['id'], where=models.Q(('state', 4))), django_taskq.schema.LiveIndex(fields=['delete_at'], name='taskq_finished_delete_at', where=models.Q(('delete_at__isnull', False))), django_taskq.schema.LiveIndex(fields=['fingerprint', 'id'], name='taskq_finished_fingerprint', where=models.Q(('fingerprint__isnull', False)))],
-                'constraints': [models.CheckConstraint(condition=models.Q(('state__in', [3, 4, 7])), name='taskq_finished_state_is_final')],
+                'constraints': [models.CheckConstraint(condition=models.Q(("state__range", (3, 4)), ("state", 7), _connector="OR"), name='taskq_finished_state_is_final')],
             },
         ),
         migrations.CreateModel(
@@ -279,7 +279,7 @@ class Migration(migrations.Migration):
                 'verbose_name': 'task',
                 'verbose_name_plural': 'tasks',
                 'indexes': [django_taskq.schema.LiveIndex(fields=['queue', 'state', 'rank', 'id'], name='taskq_task_claim', partial=['queue', 'rank', 'id'], where=models.Q(('state', 1))), django_taskq.schema.LiveIndex(fields=['state', 'run_after'], name='taskq_task_due', partial=['run_after'], where=models.Q(('state', 0))), django_taskq.schema.LiveIndex(fields=['lease'], name='taskq_task_lease', where=models.Q(('lease__isnull', False)))],
-                'constraints': [models.CheckConstraint(condition=models.Q(('state__in', [0, 1, 2, 5, 6])), name='taskq_task_state_is_live'), models.CheckConstraint(condition=models.Q(models.Q(('lease__isnull', False), ('state', 2)), models.Q(models.Q(('state', 2), _negated=True), ('lease__isnull', True)), _connector='OR'), name='taskq_task_running_has_lease'), models.CheckConstraint(condition=models.Q(('attempt__gte', 0), ('max_attempts__gte', 1)), name='taskq_task_attempts')],
+                'constraints': [models.CheckConstraint(condition=models.Q(("state__range", (0, 2)), ("state__range", (5, 6)), _connector="OR"), name='taskq_task_state_is_live'), models.CheckConstraint(condition=models.Q(models.Q(('lease__isnull', False), ('state', 2)), models.Q(models.Q(('state', 2), _negated=True), ('lease__isnull', True)), _connector='OR'), name='taskq_task_running_has_lease'), models.CheckConstraint(condition=models.Q(('attempt__gte', 0), ('max_attempts__gte', 1)), name='taskq_task_attempts')],
             },
         ),
     ]

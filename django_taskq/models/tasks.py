@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_taskq.domain import lease as leases
 from django_taskq.domain import payload
-from django_taskq.domain.states import FINAL, LIVE, Ack, DeadReason, State
+from django_taskq.domain.states import Ack, DeadReason, State
 from django_taskq.ids import uuid7
 from django_taskq.schema import LiveIndex, NameField, TaskIdField
 
@@ -23,6 +23,12 @@ __all__ = ["STATE_CHOICES", "Attempt", "DeadTask", "FinishedTask", "Progress", "
 
 # Migrations keep plain numbers, so that they need none of today's code.
 _RUNNING = int(State.RUNNING)
+
+# Ranges and not a list: a comma and a number in a constraint is more than Django's introspection of SQLite can read.
+_IS_LIVE = Q(state__range=(int(State.SCHEDULED), int(State.RUNNING))) | Q(
+    state__range=(int(State.PARKED), int(State.WAITING))
+)
+_IS_FINAL = Q(state__range=(int(State.SUCCEEDED), int(State.DEAD))) | Q(state=int(State.CANCELLED))
 
 STATE_CHOICES = [
     (int(State.WAITING), _("waiting")),
@@ -119,7 +125,7 @@ class Task(TaskRow):
             LiveIndex(name="taskq_task_lease", fields=["lease"], where=Q(lease__isnull=False)),
         ]
         constraints = [
-            models.CheckConstraint(condition=Q(state__in=sorted(map(int, LIVE))), name="taskq_task_state_is_live"),
+            models.CheckConstraint(condition=_IS_LIVE, name="taskq_task_state_is_live"),
             models.CheckConstraint(
                 condition=Q(state=_RUNNING, lease__isnull=False) | (~Q(state=_RUNNING) & Q(lease__isnull=True)),
                 name="taskq_task_running_has_lease",
@@ -168,7 +174,7 @@ class FinishedTask(TaskRow):
             ),
         ]
         constraints = [
-            models.CheckConstraint(condition=Q(state__in=sorted(map(int, FINAL))), name="taskq_finished_state_is_final"),
+            models.CheckConstraint(condition=_IS_FINAL, name="taskq_finished_state_is_final"),
         ]
 
     @property
