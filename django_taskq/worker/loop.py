@@ -308,7 +308,7 @@ class Worker:
         def run() -> None:
             try:
                 loop()
-            except Exception:
+            except BaseException:
                 logger.exception("The worker's thread %s failed; the worker stops", threading.current_thread().name)
                 self.has_failed = True
                 self.stop("failed")
@@ -442,7 +442,7 @@ class Worker:
     def _is_coroutine(self, name: str) -> bool:
         try:
             task = definitions.find(name)
-        except Exception:
+        except BaseException:
             # Told by the attempt itself, in a slot.
             return False
         return task is not None and definitions.is_coroutine(task)
