@@ -21,6 +21,8 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     "update_returning": frozenset({"postgresql", "sqlite"}),
     # The database wakes a waiting worker.
     "listen_notify": frozenset({"postgresql"}),
+    # The database has a clock of its own, and not just that of whoever asks.
+    "server_clock": frozenset({"postgresql", "mysql"}),
     # A connection can be cut from outside, as a restart or a failover does.
     "server_connections": frozenset({"postgresql", "mysql"}),
 }
