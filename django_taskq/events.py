@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
@@ -59,12 +59,26 @@ __all__ = [
 logger = logging.getLogger("django_taskq")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class Event:
     """Something that happened and is committed."""
 
+    # Written once here: generated for each of two dozen kinds, the three took 200 KiB of every worker.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if item.repr)
+        return f"{type(self).__name__}({shown})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(
+            getattr(self, item.name) == getattr(other, item.name) for item in fields(self) if item.compare
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(getattr(self, item.name) for item in fields(self) if item.compare)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskEvent(Event):
     """An event of one task. ``task_id`` is its public id, ``task`` its name, ``alias`` its database."""
 
@@ -75,7 +89,7 @@ class TaskEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskEnqueued(TaskEvent):
     """A task was stored, and its transaction committed. ``run_after`` is None for "now"."""
 
@@ -83,7 +97,7 @@ class TaskEnqueued(TaskEvent):
     result: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskStarted(TaskEvent):
     """A worker is about to call the task function. ``wait_seconds``: since the task could have run."""
 
@@ -92,7 +106,7 @@ class TaskStarted(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskSucceeded(TaskEvent):
     """The function returned and that was committed."""
 
@@ -103,7 +117,7 @@ class TaskSucceeded(TaskEvent):
     result: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskFailed(TaskEvent):
     """An attempt did not succeed. TaskRetried, TaskDead or TaskCancelled follows and says what came of it."""
 
@@ -113,35 +127,35 @@ class TaskFailed(TaskEvent):
     error: ErrorInfo | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskRetried(TaskEvent):
     """The task will run again, not before ``run_after``."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskSnoozed(TaskEvent):
     """The task put itself off; the attempt is not counted."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskInterrupted(TaskEvent):
     """A stopping worker handed the running task back; the attempt is not counted."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskRescued(TaskEvent):
     """The worker that held the task is gone. TaskRetried, TaskDead or TaskCancelled follows."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskDead(TaskEvent):
     """The task is a dead letter now."""
 
@@ -152,7 +166,7 @@ class TaskDead(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskCancelled(TaskEvent):
     """The task ended as cancelled. Sent once per task, unless an operator replays it and it is cancelled again."""
 
@@ -160,21 +174,21 @@ class TaskCancelled(TaskEvent):
     exception: BaseException | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskReplayed(TaskEvent):
     """An operator sent a dead or cancelled task back."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TaskDiscarded(TaskEvent):
     """An operator gave a dead task up."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class SettlementRefused(TaskEvent):
     """A worker wanted to write how an attempt ended, but its lease was lost; nothing was written."""
 
@@ -182,7 +196,7 @@ class SettlementRefused(TaskEvent):
     outcome: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class EnqueueRejected(Event):
     """An enqueue failed; no row was left. ``error`` says why."""
 
@@ -191,7 +205,7 @@ class EnqueueRejected(Event):
     error: BaseException = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class WorkerEvent(Event):
     """An event of one worker."""
 
@@ -200,22 +214,22 @@ class WorkerEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class WorkerStarted(WorkerEvent):
     """A worker announced itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class WorkerStopped(WorkerEvent):
     """A worker said good-bye."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class WorkerLost(WorkerEvent):
     """A worker fell silent for longer than its lease and was declared dead."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class QueuePaused(Event):
     """Workers stop claiming from a queue."""
 
@@ -224,7 +238,7 @@ class QueuePaused(Event):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class QueueResumed(Event):
     """Workers claim from a queue again."""
 
@@ -232,7 +246,7 @@ class QueueResumed(Event):
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TasksPruned(Event):
     """Retention deleted ``count`` finished tasks that had ended in ``state``."""
 
@@ -240,7 +254,7 @@ class TasksPruned(Event):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TasksStored(Event):
     """``count`` tasks of one name were stored on one queue. For counters; no signal."""
 
@@ -250,7 +264,7 @@ class TasksStored(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class TasksClaimed(Event):
     """A worker took these claims. For counters; no signal."""
 
@@ -259,7 +273,7 @@ class TasksClaimed(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class AttemptsSettled(Event):
     """One settlement was committed: pairs of what ended and where it went. For counters; no signal."""
 

@@ -22,10 +22,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import InterfaceError, OperationalError
 from django.utils import autoreload
@@ -33,9 +31,13 @@ from django.utils import autoreload
 from django_taskq import conf
 from django_taskq.exceptions import ShutdownTimeout
 from django_taskq.lifecycle.rescue import bury
-from django_taskq.worker import children, console
+from django_taskq.worker import console
 from django_taskq.worker.console import Bar
 from django_taskq.worker.loop import Plan, Worker, in_own_thread
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
 __all__ = ["FAILED", "FINE", "TIMED_OUT", "is_reloaded", "run_here", "run_many", "run_reloading", "status_of"]
 
@@ -314,6 +316,9 @@ class Supervisor:
                 message = pickle.dumps((self.plan, child.number, self._verbosity, child.dead_worker))
                 child.status, child.dead_worker = {}, 0
                 child.born = time.monotonic()
+                # Imported late: a worker without children does without multiprocessing, 150 KiB.
+                from django_taskq.worker import children
+
                 child.process, child.control = children.spawn(
                     children.serve_worker,
                     conf.settings_module(),
@@ -325,6 +330,8 @@ class Supervisor:
 
     def _hear(self, signals: Signals) -> None:
         """Wait for a signal, a word of a child, or its end."""
+        from multiprocessing.connection import wait
+
         running = [child for child in self._children if child.process is not None]
         objects: list[Any] = [signals]
         objects += [child.process.sentinel for child in running if child.process is not None]
