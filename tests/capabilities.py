@@ -23,6 +23,10 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     "listen_notify": frozenset({"postgresql"}),
     # The database has a clock of its own, and not just that of whoever asks.
     "server_clock": frozenset({"postgresql", "mysql"}),
+    # Writers exclude each other: while one holds the file, all others wait.
+    "one_writer": frozenset({"sqlite"}),
+    # A server of the test's own can be crashed and started again: PostgreSQL comes as a wheel.
+    "crash_restart": frozenset({"postgresql"}),
     # A connection can be cut from outside, as a restart or a failover does.
     "server_connections": frozenset({"postgresql", "mysql"}),
 }

@@ -194,7 +194,7 @@ def run_and_settle(claimed: Claim) -> Settled | None:
 
 
 def drain(limit: int = 1000, *, queues: str = "default") -> int:
-    """Run everything that is ready, and everything that becomes ready by it, in this thread; return how much that was."""
+    """Run everything that is ready or becomes so, in this thread; return how many attempts that were."""
     worker_id = announce()
     vendor = vendor_for(ALIAS)
     count = 0
@@ -355,7 +355,7 @@ def worker_processes(count: int, **order: Any) -> Iterator[list[WorkerProcess]]:
 
 
 def in_threads(*works: Callable[[], T]) -> list[T]:
-    """Run each in a thread of its own, all let go at the same moment; return what they return, or raise the first error."""
+    """Run each in a thread of its own, let go at the same moment; return what they return, or raise the first error."""
     barrier = threading.Barrier(len(works))
     results: dict[int, T] = {}
     errors: list[BaseException] = []

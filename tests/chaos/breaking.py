@@ -64,3 +64,14 @@ def fill_the_disk(seconds: float) -> None:
 
     kind.finish = refuse(finish)  # type: ignore[method-assign]
     kind.put_back = refuse(put_back)  # type: ignore[method-assign]
+
+
+def migrate_and_fill(order: list[Any]) -> None:
+    """Make the tables in a database of its own, and store tasks there."""
+    from django.core.management import call_command
+
+    from tests.guarantees.tasks import append
+
+    path, count = order
+    call_command("migrate", verbosity=0)
+    append.using(max_attempts=20).enqueue_many([(path, at, 0.02) for at in range(count)])

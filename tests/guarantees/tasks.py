@@ -97,7 +97,7 @@ async def pause_async(key: str, seconds: float = 30.0) -> str:
 
 @task(takes_context=True)
 def effect_once(context: Any, key: str) -> bool:
-    """Do something at most once, however often it is delivered: the key is unique. Return whether this attempt did it."""
+    """Do something once, however often it is delivered: the key is unique. Return whether this attempt did it."""
     ran.append(key)
     try:
         with transaction.atomic():

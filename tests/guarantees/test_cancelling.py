@@ -1,4 +1,4 @@
-"""Cancelling: what waits ends at once, what runs is asked; a request is never lost, and nothing comes back by itself."""
+"""Cancelling: what waits ends at once, what runs is asked; no request is lost, and nothing comes back by itself."""
 
 from typing import Any
 
@@ -13,8 +13,21 @@ from django_taskq.lifecycle.settle import Ended
 from django_taskq.models import AuditEntry, FinishedTask, Task
 from django_taskq.store import tasks as store
 from tests import engine
-from tests.engine import announce, claim, claim_one, db_now, drain, in_threads, ready_task, row_of, running_worker
-from tests.engine import state_of, totals, wait_for, write
+from tests.engine import (
+    announce,
+    claim,
+    claim_one,
+    db_now,
+    drain,
+    in_threads,
+    ready_task,
+    row_of,
+    running_worker,
+    state_of,
+    totals,
+    wait_for,
+    write,
+)
 from tests.guarantees.tasks import cancel_itself, fail_until, gates, note, pause, pause_async, pause_deaf, ran
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -98,9 +111,7 @@ def test_a_failed_attempt_of_a_task_that_was_asked_to_stop_is_not_retried() -> N
     assert state_of(task) == "cancelled"
 
 
-@pytest.mark.parametrize(
-    "outcome", [Failed(error=ERROR, retry_in=3600.0), Snoozed(3600.0), Interrupted(started=False)]
-)
+@pytest.mark.parametrize("outcome", [Failed(error=ERROR, retry_in=3600.0), Snoozed(3600.0), Interrupted(started=False)])
 def test_a_request_the_worker_had_not_heard_of_yet_is_heard_at_the_next_claim_and_not_hours_later(
     outcome: Any,
 ) -> None:

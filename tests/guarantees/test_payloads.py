@@ -151,7 +151,8 @@ def test_damaged_options_of_an_unknown_task_end_it_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), {1: "int key"}, object(), "\ud800", b"\xff", {1, 2}, 10**5000],
+    "value",
+    [float("nan"), float("inf"), {1: "int key"}, object(), "\ud800", b"\xff", {1, 2}, 10**5000],
     ids=["nan", "infinity", "int key", "object", "surrogate", "bytes", "set", "5000 digits"],
 )
 def test_what_json_would_change_or_lose_is_refused_at_once(value: Any) -> None:
@@ -162,7 +163,9 @@ def test_what_json_would_change_or_lose_is_refused_at_once(value: Any) -> None:
     assert not Task.objects.exists()
 
 
-@pytest.mark.parametrize("value", ["nul \x00 inside", "\u2028 \\u0000 \\", 2**70, -(2**70), 1e308, [], {}, ["a", None]], ids=range(8))
+@pytest.mark.parametrize(
+    "value", ["nul \x00 inside", "\u2028 \\u0000 \\", 2**70, -(2**70), 1e308, [], {}, ["a", None]], ids=range(8)
+)
 def test_what_json_holds_comes_out_as_it_went_in(value: Any) -> None:
     """S0-113: on every database, NUL and huge numbers too."""
     task = return_this.enqueue(value)
