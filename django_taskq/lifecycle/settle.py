@@ -26,7 +26,7 @@ from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
 
-__all__ = ["Ended", "Settled", "settle"]
+__all__ = ["Ended", "Settled", "settle", "tell_refused"]
 
 _AT = {name: at for at, name in enumerate(STAT_COUNTERS)}
 _RUN, _WAIT = _AT["run_0"], _AT["wait_0"]
@@ -253,15 +253,22 @@ def _emit(
         for kind, facts in _told(ended, transition):
             if events.wanted(kind):
                 events.emit(kind(**_facts_of(ended, alias, vendor), **facts))
+    tell_refused(refused, alias=alias)
+
+
+def tell_refused(refused: Iterable[Ended], *, alias: str) -> None:
+    """Emit what was not written because its lease was lost."""
+    if not events.wanted(events.SettlementRefused):
+        return
+    vendor = vendor_for(alias)
     for ended in refused:
-        if events.wanted(events.SettlementRefused):
-            events.emit(
-                events.SettlementRefused(
-                    **_facts_of(ended, alias, vendor),
-                    worker_id=leases.worker_of(ended.claim.lease),
-                    outcome=type(ended.outcome).__name__,
-                )
+        events.emit(
+            events.SettlementRefused(
+                **_facts_of(ended, alias, vendor),
+                worker_id=leases.worker_of(ended.claim.lease),
+                outcome=type(ended.outcome).__name__,
             )
+        )
 
 
 def _facts_of(ended: Ended, alias: str, vendor: Vendor) -> dict[str, Any]:

@@ -201,6 +201,8 @@ def run_atomic(host: Host, run: Run, call: Caller) -> None:
     finally:
         tidy(drop_transactions=False)
     if refused:
+        # With the transaction went the word of it.
+        settle.tell_refused([Ended(run.claim, outcome, run.started, ended)], alias=host.alias)
         host.ended(Ended(run.claim, outcome, None, ended), settled=ALREADY)
         return
     _hand_over(host, run, outcome, error, ended)
