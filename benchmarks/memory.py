@@ -58,7 +58,9 @@ def main():
     options = parser.parse_args()
     admin = common.setup()
     found = common.rounds(
-        ["bare Django", "idle worker"], lambda name: bare() if name == "bare Django" else idle_worker(admin), options.rounds
+        ["bare Django", "idle worker"],
+        lambda name: bare() if name == "bare Django" else idle_worker(admin),
+        options.rounds,
     )
     common.report("Proportional set size", "MiB", found, "bare Django")
 

@@ -9,7 +9,7 @@ import common
 
 
 def bare(admin, count):
-    """Claim and settle in batches of 500 in one loop, with nothing in between: what the database gives one connection."""
+    """Claim and settle in batches of 500 with nothing in between: what the database gives one connection."""
     from django_taskq import clock
     from django_taskq.store.rows import Ending
     from django_taskq.store.vendors import vendor_for

@@ -135,9 +135,7 @@ async def acancel(ids: str | Iterable[str], *, actor: str = "api", reason: str =
     return await sync_to_async(cancel)(ids, actor=actor, reason=reason)
 
 
-def replay(
-    ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = ""
-) -> Changed:
+def replay(ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = "") -> Changed:
     """Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id."""
     from django_taskq.lifecycle import control
 

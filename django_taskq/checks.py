@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from django.apps import AppConfig
@@ -34,7 +34,7 @@ def check_time_zones(app_configs: Sequence[AppConfig] | None = None, **kwargs: A
         return []
     return [
         checks.Error(
-            "django_taskq needs USE_TZ = True; without it \"in an hour\" is ambiguous when the clock is set back",
+            'django_taskq needs USE_TZ = True; without it "in an hour" is ambiguous when the clock is set back',
             hint="Set USE_TZ = True. TIME_ZONE may stay as it is.",
             id="taskq.E002",
         )
@@ -125,7 +125,7 @@ def check_database(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
                 found.append(
                     checks.Warning(
                         f"The SQLite database {database!r} has no transaction_mode: a request that reads, then "
-                        "enqueues, can fail with \"database is locked\" while a worker writes",
+                        'enqueues, can fail with "database is locked" while a worker writes',
                         hint="Set OPTIONS = {'transaction_mode': 'IMMEDIATE', 'timeout': 20, "
                         "'init_command': 'PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;'}.",
                         id="taskq.W004",

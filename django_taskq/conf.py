@@ -288,7 +288,12 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def _parse(
-    given: Any, parsers: Mapping[str, Callable[[Any], Any]], where: str, found: list[Problem], *, extra: tuple[str, ...] = ()
+    given: Any,
+    parsers: Mapping[str, Callable[[Any], Any]],
+    where: str,
+    found: list[Problem],
+    *,
+    extra: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         found.append(Problem(setting=where, message=f"{where} must be a dict, got {given!r}"))
@@ -329,7 +334,9 @@ def _build(base: Options, given: Any, where: str, found: list[Problem]) -> Optio
                     queues[str(name)] = QueueOptions(**_parse(item, _QUEUE, f"{at}[{name!r}]", found))
                 values["queues"] = queues
             else:
-                found.append(Problem(setting=at, message=f"{at} must be a dict of queue names, got {given['QUEUES']!r}"))
+                found.append(
+                    Problem(setting=at, message=f"{at} must be a dict of queue names, got {given['QUEUES']!r}")
+                )
     built = replace(base, **values)
     # Told where it was set, not again for each alias that inherits it.
     sets_lease = isinstance(given, Mapping) and not {"LEASE_SECONDS", "HEARTBEAT_SECONDS"}.isdisjoint(given)

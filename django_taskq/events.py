@@ -333,10 +333,7 @@ def wanted(kind: type[Event]) -> bool:
     signal = _SIGNALS.get(kind)
     if signal is not None and signal.receivers:
         return True
-    for _, when in _listeners.get(kind, ()):
-        if when is None or when():
-            return True
-    return False
+    return any(when is None or when() for _, when in _listeners.get(kind, ()))
 
 
 def emit(event: Event) -> None:

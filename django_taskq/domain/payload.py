@@ -10,6 +10,7 @@ The text is pure ASCII: one character is one byte, so limits count either.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -48,7 +49,7 @@ def _hint(value: object) -> str:
     return "pass strings, numbers, booleans, None, and lists or dicts of them"
 
 
-def _plain(value: Any, where: str, depth: int) -> Any:
+def _plain(value: Any, where: str, depth: int) -> Any:  # noqa: C901 - one test per kind of value
     """Return ``value`` made of JSON's own types only, or raise InvalidPayload."""
     kind = type(value)
     if kind is str:
@@ -56,7 +57,7 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     if kind is int or kind is bool or value is None:
         return value
     if kind is float:
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise InvalidPayload(f"{where} is {value!r}, which JSON does not have; pass None or a string instead")
         return value
     if depth > MAX_DEPTH:

@@ -89,7 +89,7 @@ class Transition:
 _SUCCEEDED = Transition(state=State.SUCCEEDED)
 
 
-def decide(facts: Facts, outcome: Outcome, *, now: datetime) -> Transition:  # noqa: PLR0911 - one arm per outcome
+def decide(facts: Facts, outcome: Outcome, *, now: datetime) -> Transition:  # noqa: C901, PLR0912 - one arm per outcome
     """Return what becomes of a running task whose attempt ended with ``outcome`` at ``now``."""
     match outcome:
         case Succeeded(result=result):
@@ -190,5 +190,3 @@ def after_replay(state: int) -> State:
         f"a {State(state).name.lower()} task cannot be replayed; only dead and cancelled tasks can, "
         "enqueue the task again instead"
     )
-
-

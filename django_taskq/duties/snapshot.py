@@ -45,4 +45,3 @@ def run_once(alias: str, options: conf.Options, now: datetime) -> int:
             }
         )
     return len(known) + len(missing)
-

@@ -59,7 +59,14 @@ class Run:
     )
 
     def __init__(
-        self, claim: Claim, task: Any, alias: str, *, behaviour: Behaviour, options: conf.Options, started: float,
+        self,
+        claim: Claim,
+        task: Any,
+        alias: str,
+        *,
+        behaviour: Behaviour,
+        options: conf.Options,
+        started: float,
         offset: timedelta = timedelta(0),
     ) -> None:
         self.claim = claim
@@ -116,7 +123,9 @@ class Run:
         if self.budget_at is not None and now >= self.budget_at:
             raise BudgetExceeded(f"the budget of task {self.public_id} ended at {self.budget_at.isoformat()}")
         if now >= self.deadline_at:
-            raise TaskTimeout(f"attempt {self.attempt} of task {self.public_id} ran longer than {self.timeout:g} seconds")
+            raise TaskTimeout(
+                f"attempt {self.attempt} of task {self.public_id} ran longer than {self.timeout:g} seconds"
+            )
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> bool:
         """Store how far the task is, at most once a second and at the end; return whether it was stored."""

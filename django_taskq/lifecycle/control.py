@@ -144,7 +144,7 @@ def replay(
     force: bool = False,
 ) -> Changed:
     """
-    Send dead and cancelled tasks back as ready, under the same id, with ``attempts`` more (default: as many as at first).
+    Send dead and cancelled tasks back as ready, under the same id, with ``attempts`` more (default: as at first).
 
     A task whose name leads to no definition here is skipped unless ``force``: it would only die
     again. Two replays of one task at once send it back once. Raise TaskNotFound for a single unknown id.

@@ -22,7 +22,20 @@ from django_taskq.domain.payload import decode_value
 from django_taskq.domain.retry import curve_from_data
 from django_taskq.domain.states import Ack
 
-__all__ = ["Behaviour", "any_coroutines", "behaviour_of", "behaviour_of_claim", "find", "forget_all", "is_coroutine", "known", "known_as", "register", "stored_name"]
+__all__ = [
+    "Behaviour",
+    "any_coroutines",
+    "behaviour_of",
+    "behaviour_of_claim",
+    "find",
+    "forget_all",
+    "is_coroutine",
+    "known",
+    "known_as",
+    "register",
+    "stored_name",
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
@@ -174,7 +187,7 @@ def behaviour_of(task: Any, queue: str, options: conf.Options, overrides: dict[s
 
 
 def behaviour_of_claim(name: str, queue: str, stored: str | None, task: Any, options: conf.Options) -> Behaviour:
-    """Return what holds for a claimed row; computed once per definition and queue where the row has no options of its own."""
+    """Return what holds for a claimed row; computed once per definition and queue if the row has no options."""
     if stored is not None:
         return behaviour_of(task, queue, options, decode_value(stored))
     cached = _behaviours.get((name, queue))

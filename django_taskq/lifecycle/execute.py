@@ -64,9 +64,7 @@ _EARLY_SECONDS = 0.1
 _NO_OFFSET = timedelta(0)
 
 
-def prepare(
-    claim: Claim, options: conf.Options, alias: str, *, offset: timedelta = _NO_OFFSET
-) -> Run | Outcome:
+def prepare(claim: Claim, options: conf.Options, alias: str, *, offset: timedelta = _NO_OFFSET) -> Run | Outcome:
     """
     Return what to run, or how the task ends without being run.
 
@@ -187,7 +185,7 @@ def timed_out(run: Run) -> Outcome:
     return TimedOut(error=describe(error), retry_in=_backoff(run, error))
 
 
-def outcome_of(run: Run, error: BaseException) -> Outcome:  # noqa: PLR0911 - one line per way to leave
+def outcome_of(run: Run, error: BaseException) -> Outcome:
     """Return the outcome of an attempt that raised."""
     match error:
         case Snooze(delay=delay):
@@ -294,9 +292,7 @@ def run_immediately(result: Any, *, sender: type[Any]) -> None:
         raise
     except BaseException as error:
         found = describe(error)
-        result.errors.append(
-            contract.base.TaskError(exception_class_path=found.class_path, traceback=found.traceback)
-        )
+        result.errors.append(contract.base.TaskError(exception_class_path=found.class_path, traceback=found.traceback))
         put(status=status.FAILED, state="dead", finished_at=clock.now())
         contract.signals.task_finished.send(sender, task_result=result)
     else:

@@ -26,9 +26,7 @@ __all__ = ["bury", "rescue", "rescue_worker"]
 CHUNK = 1000
 
 
-def rescue(
-    alias: str, *, now: datetime, watched: Callable[[Sequence[Worker]], Collection[int]] | None = None
-) -> int:
+def rescue(alias: str, *, now: datetime, watched: Callable[[Sequence[Worker]], Collection[int]] | None = None) -> int:
     """
     Declare silent workers dead and settle all they held; return how many tasks that were.
 

@@ -74,9 +74,7 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     ]
     held = vendor.retrying(lambda: _write(vendor, decided, worker_id))
     refused = [ended for ended in batch if ended.claim.key not in held]
-    again = sum(
-        transition.state == State.READY and ended.claim.key in held for ended, transition in decided
-    )
+    again = sum(transition.state == State.READY and ended.claim.key in held for ended, transition in decided)
     if vendor.connection.in_atomic_block:
         transaction.on_commit(lambda: _emit(decided, held, refused, alias, vendor), using=alias, robust=True)
     else:

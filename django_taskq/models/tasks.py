@@ -140,7 +140,11 @@ class FinishedTask(TaskRow):
     finished_at = models.DateTimeField(_("finished at"))
     result = models.TextField(_("result"), null=True, blank=True)  # noqa: DJ001
     reason = models.CharField(  # noqa: DJ001
-        _("reason"), max_length=20, null=True, blank=True, choices=[(reason.value, reason.value) for reason in DeadReason]
+        _("reason"),
+        max_length=20,
+        null=True,
+        blank=True,
+        choices=[(reason.value, reason.value) for reason in DeadReason],
     )
     error_class = models.CharField(_("error class"), max_length=200, null=True, blank=True)  # noqa: DJ001
     error_line = models.CharField(_("error"), max_length=300, null=True, blank=True)  # noqa: DJ001
@@ -166,9 +170,7 @@ class FinishedTask(TaskRow):
                 partial=["finished_at", "id"],
                 where=Q(state=int(State.DEAD), resolved_at__isnull=True),
             ),
-            LiveIndex(
-                name="taskq_finished_delete_at", fields=["delete_at"], where=Q(delete_at__isnull=False)
-            ),
+            LiveIndex(name="taskq_finished_delete_at", fields=["delete_at"], where=Q(delete_at__isnull=False)),
             LiveIndex(
                 name="taskq_finished_fingerprint", fields=["fingerprint", "id"], where=Q(fingerprint__isnull=False)
             ),

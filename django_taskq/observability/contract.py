@@ -111,7 +111,7 @@ def _finish(event: events.TaskDead | events.TaskCancelled, error: tuple[str, str
     traceback = event.exception.__traceback__
     try:
         raise event.exception
-    except BaseException:  # noqa: BLE001 - whatever ended the task is handed on
+    except BaseException:
         signal.send_robust(sender=_sender(task), task_result=result)
     finally:
         # Raising it added this frame, which is no part of what went wrong.

@@ -77,7 +77,7 @@ def _definition_name(name: str) -> str:
     """Return what the definition a name leads to is called, "other" if it leads to none here."""
     try:
         task = definitions.find(name)
-    except Exception:  # noqa: BLE001 - a module that cannot be imported is one more unknown name
+    except Exception:
         return OTHER
     return OTHER if task is None else definitions.stored_name(task)
 

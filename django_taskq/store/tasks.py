@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-
 from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.transitions import after_replay
@@ -174,9 +173,7 @@ def discard(alias: str, keys: Sequence[uuid.UUID], *, now: datetime) -> list[uui
     return changed
 
 
-def save_progress(
-    alias: str, public_id: str, *, done: float, total: float | None, note: str, now: datetime
-) -> None:
+def save_progress(alias: str, public_id: str, *, done: float, total: float | None, note: str, now: datetime) -> None:
     """Store how far a running task is."""
     Progress.objects.using(alias).update_or_create(
         task_id=uuid.UUID(public_id), defaults={"done": done, "total": total, "note": note[:200], "at": now}

@@ -12,7 +12,19 @@ from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CLAIM_FIELDS
 
-__all__ = ["announce", "announce_task_types", "beat", "cancel_requests", "declare_dead", "forget", "held_since", "is_silent", "mark_stopping", "not_dead", "silent"]
+__all__ = [
+    "announce",
+    "announce_task_types",
+    "beat",
+    "cancel_requests",
+    "declare_dead",
+    "forget",
+    "held_since",
+    "is_silent",
+    "mark_stopping",
+    "not_dead",
+    "silent",
+]
 
 
 def announce(alias: str, *, now: datetime, **facts: Any) -> int:

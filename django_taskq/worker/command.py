@@ -259,7 +259,7 @@ def _health(plan: Plan, seen: _Seen) -> Any:
     return health.serving(
         plan.worker.health_host,
         port,
-        lambda: seen.report(),
+        seen.report,
         lease_seconds=options.lease_seconds,
         database=database,
     )

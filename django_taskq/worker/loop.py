@@ -465,9 +465,7 @@ class Worker:
     # What executors ask and tell (the Host of executors/base.py)
 
     def may_start(self, claim: Claim) -> bool:
-        return (
-            clock.elapsed() < self._lease_until and claim.lease >> 32 == self.id and not self._stopping.is_set()
-        )
+        return clock.elapsed() < self._lease_until and claim.lease >> 32 == self.id and not self._stopping.is_set()
 
     def started(self, run: Run) -> None:
         run.cancel_event = None

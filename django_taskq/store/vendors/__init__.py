@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 
 from django.db import connections
@@ -18,7 +18,7 @@ _MODULES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def vendor_for(alias: str) -> Vendor:
     """Return the vendor of a database alias: its own where there is one, else the portable base."""
     found = _MODULES.get(connections[alias].vendor)

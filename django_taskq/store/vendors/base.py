@@ -349,7 +349,7 @@ class Vendor:
         return scheduled.order_by("run_after").values_list("run_after", flat=True).first()
 
     def prune(self, state: int, *, before: datetime, limit: int) -> int:
-        """Delete up to ``limit`` finished tasks of one state that ended before a moment, with all that belongs to them."""
+        """Delete up to ``limit`` finished tasks of a state that ended before a moment, with all that is theirs."""
         found = FinishedTask.objects.using(self.alias).filter(
             state=state, finished_at__lt=before, delete_at__isnull=True
         )

@@ -269,9 +269,5 @@ class MySQL(Vendor):
                 cursor.execute(
                     f"INSERT INTO {STAT} (minute, queue, task, worker_id, {columns})"
                     f" VALUES {', '.join([marks] * len(part))} ON DUPLICATE KEY UPDATE {added}",
-                    [
-                        value
-                        for (minute, *rest), values in part
-                        for value in (self._stored(minute), *rest, *values)
-                    ],
+                    [value for (minute, *rest), values in part for value in (self._stored(minute), *rest, *values)],
                 )

@@ -13,7 +13,7 @@ STAT = f'"{Stat._meta.db_table}"'
 
 
 def add_stats_on_conflict(vendor: Vendor, sums: dict[tuple[datetime, str, str, int], list[int]]) -> None:
-    """Add sums with ON CONFLICT, which PostgreSQL and SQLite share; in key order, so that no two writers lock crosswise."""
+    """Add sums with ON CONFLICT, in key order, so that no two writers lock crosswise."""
     columns = ", ".join(STAT_COUNTERS)
     added = ", ".join(f"{name} = s.{name} + excluded.{name}" for name in STAT_COUNTERS)
     marks = "(" + ", ".join(["%s"] * (4 + len(STAT_COUNTERS))) + ")"

@@ -3,7 +3,7 @@ PostgreSQL: claim and settle in one statement each, COPY for bulk, LISTEN and NO
 
 Its surprise: ``lease + 0`` in the settle statements. With a bare ``lease = …``
 the planner takes the lease index and compares each task with each other of
-the batch, 100 × 100 rows, 4 ms instead of 0.3 ms.
+the batch, 100 x 100 rows, 4 ms instead of 0.3 ms.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ WITH gone AS (
 SELECT f_id::text FROM gone
 """
 _PUT_BACK = f"""
-UPDATE {TASK} t SET state = CASE WHEN t.cancel THEN {State.READY:d} ELSE f.f_state END, lease = NULL, attempt = t.attempt - f.f_back,
+UPDATE {TASK} t SET state = CASE WHEN t.cancel THEN {State.READY:d} ELSE f.f_state END,
+    lease = NULL, attempt = t.attempt - f.f_back,
     run_after = coalesce(to_timestamp(f.f_run_after), t.run_after), options = coalesce(f.f_options, t.options)
 FROM unnest(%s::uuid[], %s::bigint[], %s::smallint[], %s::smallint[], %s::float8[], %s::text[])
     f (f_id, f_lease, f_state, f_back, f_run_after, f_options)
@@ -304,7 +305,14 @@ class PostgreSQL(Vendor):
         with self.connection.cursor() as cursor:
             cursor.execute(
                 _PUT_BACK,
-                (_array(keys), _array(leases), _array(map(int, states)), _array(back), _array(run_after), list(options)),
+                (
+                    _array(keys),
+                    _array(leases),
+                    _array(map(int, states)),
+                    _array(back),
+                    _array(run_after),
+                    list(options),
+                ),
             )
             return {key for (key,) in cursor.fetchall()}
 

@@ -216,7 +216,15 @@ class SQLite(Vendor):
             else:
                 cursor.execute(_CLAIM_RESUMED, (lease, self._stored(now), queue, *after, limit))
             rows = [
-                Claim(*row[:10], moment(row[10]), moment(row[11]), moment(row[12]), moment(row[13]), bool(row[14]), row[15])  # type: ignore[call-arg]  # a slice's length is unknown to it
+                Claim(
+                    *row[:10],
+                    moment(row[10]),
+                    moment(row[11]),
+                    moment(row[12]),
+                    moment(row[13]),
+                    bool(row[14]),
+                    row[15],
+                )  # type: ignore[call-arg]  # a slice's length is unknown to it
                 for row in cursor.fetchall()
             ]
         rows.sort(key=lambda row: (row.rank, row.key))

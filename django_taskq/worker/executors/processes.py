@@ -19,11 +19,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from types import FrameType
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
