@@ -13,8 +13,20 @@ from django_taskq.lifecycle.rescue import rescue
 from django_taskq.models import FinishedTask, Task, Worker
 from django_taskq.store import workers as worker_store
 from tests import engine
-from tests.engine import announce, claim, claim_one, db_now, in_threads, outcomes_of, ready_task, row_of, state_of
-from tests.engine import running_worker, totals, wait_for
+from tests.engine import (
+    announce,
+    claim,
+    claim_one,
+    db_now,
+    in_threads,
+    outcomes_of,
+    ready_task,
+    row_of,
+    running_worker,
+    state_of,
+    totals,
+    wait_for,
+)
 from tests.guarantees.tasks import gates, note, pause, ran
 
 pytestmark = pytest.mark.django_db(transaction=True)

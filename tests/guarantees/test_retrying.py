@@ -12,8 +12,21 @@ from django_taskq import Exponential, Fixed, Steps, api, conf
 from django_taskq.domain.states import State
 from django_taskq.models import Attempt, FinishedTask, Task
 from tests import engine
-from tests.engine import announce, claim, claim_one, db_now, drain, outcomes_of, ready_task, row_of, run_burst
-from tests.engine import running_worker, state_of, totals, wait_for
+from tests.engine import (
+    announce,
+    claim,
+    claim_one,
+    db_now,
+    drain,
+    outcomes_of,
+    ready_task,
+    row_of,
+    run_burst,
+    running_worker,
+    state_of,
+    totals,
+    wait_for,
+)
 from tests.guarantees.tasks import append, effect_once, fail, fail_slowly, fail_until, give_up, note, ran, retry_in
 
 pytestmark = pytest.mark.django_db(transaction=True)

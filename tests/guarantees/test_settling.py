@@ -8,15 +8,26 @@ from django.db import DatabaseError, OperationalError, connection
 from django_taskq import api, events
 from django_taskq.domain.outcomes import ErrorInfo, Failed, Interrupted, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import State
-from django_taskq.exceptions import InvalidTransition
 from django_taskq.domain.transitions import after_replay
+from django_taskq.exceptions import InvalidTransition
 from django_taskq.lifecycle.rescue import rescue_worker
 from django_taskq.lifecycle.settle import Ended
 from django_taskq.models import Attempt, FinishedTask, Progress, Stat, Task
 from django_taskq.store.vendors import vendor_for
 from tests import engine
-from tests.engine import announce, claim, claim_one, db_now, in_threads, outcomes_of, ready_task, row_of, state_of
-from tests.engine import totals, write
+from tests.engine import (
+    announce,
+    claim,
+    claim_one,
+    db_now,
+    in_threads,
+    outcomes_of,
+    ready_task,
+    row_of,
+    state_of,
+    totals,
+    write,
+)
 from tests.guarantees.tasks import fail, fail_until, note
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -132,8 +143,10 @@ def test_one_attempt_told_twice_in_one_batch_counts_once() -> None:
 def test_a_settlement_written_again_changes_nothing() -> None:
     """S0-47, S2-26: the answer of a commit may be lost, so the same batch may come twice."""
     tasks = [ready_task(note), ready_task(fail)]
-    batch = [ended(claimed, Succeeded() if at == 0 else Failed(error=ERROR, retry_in=60.0)) for at, claimed in
-             enumerate(claim(limit=2))]
+    batch = [
+        ended(claimed, Succeeded() if at == 0 else Failed(error=ERROR, retry_in=60.0))
+        for at, claimed in enumerate(claim(limit=2))
+    ]
 
     first = write(batch)
     counted = totals()
@@ -148,8 +161,10 @@ def test_a_settlement_written_again_changes_nothing() -> None:
 def test_nothing_is_written_when_a_part_of_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """S1-26: rows, attempts and statistics stand or fall together."""
     done, failed = ready_task(note), ready_task(fail)
-    batch = [ended(claimed, Succeeded() if at == 0 else Failed(error=ERROR, retry_in=60.0)) for at, claimed in
-             enumerate(claim(limit=2))]
+    batch = [
+        ended(claimed, Succeeded() if at == 0 else Failed(error=ERROR, retry_in=60.0))
+        for at, claimed in enumerate(claim(limit=2))
+    ]
     vendor = vendor_for(engine.ALIAS)
 
     def refuse(*args: Any) -> None:
@@ -281,7 +296,7 @@ def test_what_is_no_attempt_is_given_back(outcome: Any) -> None:
 
 def test_text_outside_ascii_arrives_as_it_was() -> None:
     """S0-107: results and errors, whole plane and beyond."""
-    text = "naïve 東京 🚀\\ \" \n end"
+    text = 'naïve 東京 🚀\\ " \n end'
     good, bad = ready_task(), ready_task()
     first, second = claim(limit=2)
     error = ErrorInfo(class_path="x.Ü", message=text, traceback=text, fingerprint="f" * 16)

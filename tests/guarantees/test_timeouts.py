@@ -156,5 +156,3 @@ def test_a_timed_out_attempt_frees_its_slot_for_the_next() -> None:
 def claim_one_or_none() -> Any:
     found = engine.claim()
     return found[0] if found else None
-
-
