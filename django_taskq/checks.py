@@ -119,6 +119,15 @@ def check_database(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
                     id="taskq.W003",
                 )
             )
+        if connections[database].timezone_name != "UTC" and not connections[database].features.supports_timezones:
+            found.append(
+                checks.Warning(
+                    f"The database {database!r} stores times of {connections[database].timezone_name}: where clocks "
+                    "are set back, an hour occurs twice, and a task of that hour can start up to an hour early",
+                    hint=f"Leave TIME_ZONE out of DATABASES[{database!r}], so that times are stored in UTC.",
+                    id="taskq.W005",
+                )
+            )
         if connections[database].vendor == "sqlite":
             mode = conf.database_engine(database).get("OPTIONS", {}).get("transaction_mode")
             if mode != "IMMEDIATE":

@@ -86,7 +86,9 @@ def install(verbosity: int, stream: TextIO | None = None) -> logging.Handler | N
     handler.setLevel(level)
     logger.addHandler(handler)
     logger.setLevel(level)
-    if verbosity == 1 and not stream.isatty():
+    # On a terminal in debug mode Django's own log of its tasks says the same: once is enough.
+    is_told = would_be_written(logging.getLogger("django.tasks"), logging.INFO)
+    if verbosity == 1 and (is_told or not stream.isatty()):
         logging.getLogger("django_taskq.tasks").setLevel(logging.WARNING)
     # Or handlers of the root that are stricter than INFO would write warnings a second time.
     logger.propagate = False

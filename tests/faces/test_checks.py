@@ -13,6 +13,7 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import connections
 from django.test import override_settings
 
 from django_taskq import Exponential, Fixed, Steps, conf
@@ -114,13 +115,23 @@ def test_manage_check_fails_on_a_wrong_setting() -> None:
         call_command("check")
 
 
+@pytest.mark.django_db
+def test_a_database_that_stores_local_times_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = connections["default"]
+    monkeypatch.setattr(connection, "timezone_name", "Europe/Rome")
+
+    found = [message.id for message in messages()]
+
+    assert ("taskq.W005" in found) is not connection.features.supports_timezones
+
+
 def test_checks_ids() -> None:
     """S0-134: the ids are stable, since projects silence them by id."""
     source = (ROOT / "django_taskq" / "checks.py").read_text()
 
     assert set(re.findall(r'id="(taskq\.\w+)"', source)) >= {
         *("taskq.E001", "taskq.E002", "taskq.E003", "taskq.E004"),
-        *("taskq.W001", "taskq.W002", "taskq.W003", "taskq.W004"),
+        *("taskq.W001", "taskq.W002", "taskq.W003", "taskq.W004", "taskq.W005"),
     }
 
 
