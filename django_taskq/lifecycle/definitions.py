@@ -126,6 +126,9 @@ def _import(path: str) -> Any | None:
             raise
         except ValueError:
             return None
+        except SystemExit as error:
+            # Else it would end whoever looks: the claimer, the flusher, a view.
+            raise ImportError(f"{module_path} exits while it is imported") from error
         for part in parts[cut:]:
             found = getattr(found, part, None)
             if found is None:
