@@ -26,14 +26,14 @@ def lines_of(path: Path, kind: str = "start") -> list[list[str]]:
 def test_workers_killed_at_random_under_load_lose_no_task(tmp_path: Path) -> None:
     """S0-45, S0-75, S0-125, S3-36: each task ends; each end is counted once."""
     path = tmp_path / "log"
-    count = 600
+    count = 400
     append.using(max_attempts=50).enqueue_many([(str(path), at, 0.02) for at in range(count)])
     draw = random.Random(7)
     workers = [WorkerProcess(threads=4) for _ in range(3)]
     try:
         for worker in workers:
             worker.wait_until_ready()
-        for turn in range(6):
+        for turn in range(4):
             goal = (turn + 1) * count // 10
             wait_for(lambda goal=goal: FinishedTask.objects.count() >= goal, 60)
             victim = draw.randrange(3)
