@@ -243,7 +243,7 @@ def test_health_without_a_worker_is_bad_once_something_waits() -> None:
     Worker.objects.all().delete()
     idle = exit_of_health()
     # Counted now: without a worker nobody keeps the snapshots fresh, and old ones are not believed.
-    rows.live_task(queue="email")
+    rows.live_task()
     waiting = exit_of_health()
 
     assert (idle[0], idle[1]["workers"]) == (1, "degraded")
