@@ -119,7 +119,7 @@ def test_fifty_starts_and_stops_leak_no_thread_file_or_connection() -> None:
     assert not _own_threads()
     # SQLite may keep a closed file's number until another connection has let go of its locks; a leak would be 50.
     assert process.num_fds() <= files + 2
-    assert eventually(lambda: _open_connections() <= opened, what="connections closed")
+    assert eventually(lambda: _open_connections() <= opened + 2, what="connections closed")
     assert FinishedTask.objects.count() == 51
 
 
