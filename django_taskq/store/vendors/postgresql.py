@@ -105,6 +105,12 @@ INSERT_COLUMNS = (
     " metadata, parent_id, args, attempt, replays, cancel"
 )
 _INSERT = f"INSERT INTO {TASK} ({INSERT_COLUMNS}) VALUES ({', '.join(['%s'] * 15)}, 0, 0, false)"
+# The columns of a task that is to run at once and has no options of its own; the first six are filled in by _compose.
+_INSERT_PLAIN = (
+    f"INSERT INTO {TASK} (queue, rank, state, max_attempts, ack, name, id, created_at, args, attempt, replays, cancel)"
+    " VALUES ({}, %s, %s, %s, 0, 0, false)"
+)
+_STATEMENTS_MOST = 500
 _COPY = f"COPY {TASK} ({INSERT_COLUMNS}) FROM STDIN"
 # Below this a few INSERTs are as fast, and a COPY cannot be sent in a pipeline.
 COPY_FROM = 20
@@ -218,15 +224,34 @@ class PostgreSQL(Vendor):
         whole = self.atomic() if len(rows) > 1 else nullcontext()
         with whole, self.connection.cursor() as cursor:
             for row in rows:
-                cursor.execute(
-                    _INSERT,
-                    (
-                        _uuid_text(row.id),
-                        *row[1:13],
-                        None if row.parent_id is None else _uuid_text(row.parent_id),
-                        row.args,
-                    ),
-                )
+                self._insert_one(cursor, row)
+
+    def _insert_one(self, cursor: Any, row: NewTask) -> None:
+        """Insert one task; what all immediate calls of one definition share is written into the statement once."""
+        is_plain = row.run_after is None and row.options is None and row.metadata is None and row.parent_id is None
+        if is_plain and row.deadline_at is None and row.expires_at is None and hasattr(cursor, "mogrify"):
+            shared = (row.queue, row.rank, int(row.state), row.max_attempts, int(row.ack), row.name)
+            statement = self._statements.get(shared)
+            if statement is None:
+                statement = self._compose(cursor, shared)
+            cursor.execute(statement, (_uuid_text(row.id), row.created_at, row.args))
+            return
+        parent = None if row.parent_id is None else _uuid_text(row.parent_id)
+        cursor.execute(_INSERT, (_uuid_text(row.id), *row[1:13], parent, row.args))
+
+    @cached_property
+    def _statements(self) -> dict[tuple[Any, ...], str]:
+        return {}
+
+    def _compose(self, cursor: Any, shared: tuple[Any, ...]) -> str:
+        quoted = cursor.mogrify("%s, %s, %s, %s, %s, %s", shared)
+        text = quoted.decode() if isinstance(quoted, bytes) else str(quoted)
+        # The driver looks for placeholders again when the whole is executed.
+        statement = _INSERT_PLAIN.format(text.replace("%", "%%"))
+        if len(self._statements) >= _STATEMENTS_MOST:
+            self._statements.clear()
+        self._statements[shared] = statement
+        return statement
 
     def _copy(self, rows: Sequence[NewTask]) -> None:
         shared: dict[tuple[Any, ...], str] = {}
