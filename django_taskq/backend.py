@@ -55,6 +55,10 @@ def _holds(contract: Contract, backend: Any) -> bool:
         return False
 
 
+# How soon a statement that was to be interrupted, and still runs, is interrupted again.
+_INTERRUPT_SECONDS = 0.2
+
+
 class _Validated(BaseTaskBackend):
     """What all our backends share: our task class, and errors of every contract."""
 
@@ -174,8 +178,10 @@ class DatabaseBackend(_Validated):
             storing.add_done_callback(_hear)
             if withdrawal.give_up():
                 # The row must be gone when the caller goes on; a statement that waits for a lock is not waited for.
-                await asyncio.to_thread(withdrawal.interrupt)
-                await asyncio.wait([storing])
+                # Asked again: an interrupt that comes before the statement has reached the server is lost.
+                while not storing.done():
+                    await asyncio.to_thread(withdrawal.interrupt)
+                    await asyncio.wait([storing], timeout=_INTERRUPT_SECONDS)
             raise
 
     def get_result(self, result_id: str) -> Any:
