@@ -64,10 +64,10 @@ class DutyRunner:
             tick = time.monotonic()
             if tick < self._due_at[name]:
                 continue
-            count, error = self._run(duty)
-            interval = self._intervals[name]
+            # Before it runs: a duty that the database refuses each time must not keep those behind it from their turn.
             # A little apart, so that the duties of several databases do not march in step.
-            self._due_at[name] = time.monotonic() + interval * random.uniform(0.9, 1.1)
+            self._due_at[name] = tick + self._intervals[name] * random.uniform(0.9, 1.1)
+            count, error = self._run(duty)
             self._report(name, count, error, time.monotonic() - tick)
             if name in ("promote", "rescue"):
                 ready += count

@@ -243,7 +243,7 @@ class Migration(migrations.Migration):
                 "verbose_name": "finished task",
                 "verbose_name_plural": "finished tasks",
                 "indexes": [
-                    models.Index(fields=["state", "finished_at"], name="taskq_finished_at"),
+                    models.Index(fields=["finished_at"], name="taskq_finished_at"),
                     django_taskq.schema.LiveIndex(
                         fields=["state", "id"], name="taskq_finished_dead", partial=["id"], where=models.Q(("state", 4))
                     ),

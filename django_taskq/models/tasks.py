@@ -156,8 +156,7 @@ class FinishedTask(TaskRow):
         verbose_name = _("finished task")
         verbose_name_plural = _("finished tasks")
         indexes = [
-            # By state first: pruning successes must not walk past older dead letters, which are kept for ever.
-            models.Index(name="taskq_finished_at", fields=["state", "finished_at"]),
+            models.Index(name="taskq_finished_at", fields=["finished_at"]),
             LiveIndex(
                 name="taskq_finished_dead",
                 fields=["state", "id"],

@@ -37,7 +37,8 @@ def due(alias: str, retention: conf.Retention, *, now: datetime) -> list[Due]:
     ):
         if span is None:
             continue
-        old = ended.filter(state=state, finished_at__lt=now - span).order_by("finished_at")
-        rows = list(old.values_list("delete_at", flat=True)[:CAP])
-        found.append(Due(state=state.name.lower(), kept_for=span, count=rows.count(None), more=len(rows) == CAP))
+        old = ended.filter(finished_at__lt=now - span).order_by("finished_at").values_list("state", "delete_at")[:CAP]
+        rows = list(old)
+        count = sum(row == (state, None) for row in rows)
+        found.append(Due(state=state.name.lower(), kept_for=span, count=count, more=len(rows) == CAP))
     return found

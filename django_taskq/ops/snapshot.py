@@ -24,7 +24,6 @@ class QueueDepth:
     depth: Snapshot | None
     workers: int
     now: datetime
-    is_watched: bool = True
 
     @property
     def oldest_ready(self) -> timedelta | None:
@@ -35,8 +34,8 @@ class QueueDepth:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether no worker has looked lately, or none is left to look, so that the numbers speak of the past."""
-        return not self.is_watched or self.depth is None or self.now - self.depth.at > FRESH
+        """Whether no worker has looked lately, so that the numbers speak of the past."""
+        return self.depth is None or self.now - self.depth.at > FRESH
 
 
 def queues(alias: str, *, now: datetime | None = None, names: Sequence[str] | None = None) -> list[QueueDepth]:
@@ -53,7 +52,6 @@ def queues(alias: str, *, now: datetime | None = None, names: Sequence[str] | No
             depth=depths.get(row.name),
             workers=sum(listens_to(worker, row.name) for worker in alive),
             now=now,
-            is_watched=bool(alive),
         )
         for row in rows
     ]

@@ -259,7 +259,7 @@ def _health(plan: Plan, seen: _Seen) -> Any:
     return health.serving(
         plan.worker.health_host,
         port,
-        seen.report,
+        lambda: seen.report(),  # noqa: PLW0108 - which function that is comes later, with the worker
         lease_seconds=options.lease_seconds,
         database=database,
     )

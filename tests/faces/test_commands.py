@@ -67,6 +67,19 @@ def test_stats_shows_each_queue_with_what_was_settled_lately() -> None:
     assert found["billing"]["state"] == "paused"
 
 
+def test_stats_says_so_when_nobody_is_left_to_look() -> None:
+    rows.registered("email")
+    Snapshot.objects.create(queue="email", at=clock.now(), ready=7, running=2)
+
+    alone, served = io.StringIO(), io.StringIO()
+    call_command("taskq", "stats", stdout=alone)
+    rows.worker(queues="email")
+    call_command("taskq", "stats", stdout=served)
+
+    assert "No worker is alive" in alone.getvalue()
+    assert "No worker is alive" not in served.getvalue()
+
+
 def test_stats_sums_the_window_and_nothing_older() -> None:
     from django_taskq.models import Stat
 
@@ -242,8 +255,7 @@ def test_health_without_a_worker_is_bad_once_something_waits() -> None:
 
     Worker.objects.all().delete()
     idle = exit_of_health()
-    # Counted now: without a worker nobody keeps the snapshots fresh, and old ones are not believed.
-    rows.live_task()
+    Snapshot.objects.update(ready=1)
     waiting = exit_of_health()
 
     assert (idle[0], idle[1]["workers"]) == (1, "degraded")

@@ -31,7 +31,7 @@ EXPECTED = {
     "taskq_finished_dead": (["id"], "state", ["state", "id"]),
     "taskq_finished_delete_at": (["delete_at"], "delete_at", ["delete_at"]),
     "taskq_finished_fingerprint": (["fingerprint", "id"], "fingerprint", ["fingerprint", "id"]),
-    "taskq_finished_at": (["state", "finished_at"], None, ["state", "finished_at"]),
+    "taskq_finished_at": (["finished_at"], None, ["finished_at"]),
 }
 
 

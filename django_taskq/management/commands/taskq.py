@@ -256,6 +256,9 @@ class Command(BaseCommand):
         notes = [f"{len(found)} queues; settled in the last {duration(options['window'])}"]
         if any(row.looked_at is None for row in found):
             notes.append("No worker looked at the depths lately: ready tasks were counted now, the rest is not known.")
+        looked = [row.looked_at for row in found if row.looked_at is not None]
+        if looked and not any(row.workers for row in found):
+            notes.append(f"No worker is alive: depths are what one saw last, in the minute of {min(looked):%H:%M} UTC.")
         shown = ("queue", "state", "ready", "scheduled", "running", "dead", "oldest_ready_seconds", "workers")
         settled = ("succeeded", "failed", "died", "run_mean_seconds", "wait_p95_seconds")
         meta = {"window_seconds": options["window"].total_seconds()}

@@ -96,9 +96,10 @@ class Executor(ABC):
     @abstractmethod
     def stop(self, timeout: float) -> list[Run]:
         """
-        Let running tasks finish for ``timeout`` seconds, then let go; return those that still ran.
+        Let running tasks finish for ``timeout`` seconds, then let go; return those it knows to run still.
 
-        May be called again. After it no ``host.ended`` comes for what was returned, or it is refused by the lease.
+        A thread that does not come back is not among them: the worker keeps its own list of what runs.
+        May be called again. An outcome that comes after it is refused by the lease.
         """
 
     def abandon(self, run: Run) -> bool:
