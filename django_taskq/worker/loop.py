@@ -351,6 +351,8 @@ class Worker:
         is_quiet = self.plan.burst and self._is_quiet()
         if is_quiet:
             claimer.refresh()
+            # Before the claim, too: another thread may promote what is due between an empty claim and this look.
+            self._promote_due()
         with self._claiming:
             rows = claimer.claim(want, now=self.now())
             self._held.update([(row.key, row.lease) for row in rows])
@@ -358,8 +360,7 @@ class Worker:
             wakeup.worked()
             self._dispatch(rows)
         elif is_quiet:
-            if not self._due_soon():
-                self.stop("burst done")
+            self.stop("burst done")
         elif not self._in_hand():
             self._rest()
             wakeup.wait()
@@ -375,9 +376,11 @@ class Worker:
     def _is_quiet(self) -> bool:
         return not self._in_hand() and not self._unwritten()
 
-    def _due_soon(self) -> bool:
-        """Return whether tasks are due that nobody has promoted yet."""
-        return bool(vendor_for(self.alias).promote(self.now(), 1000))
+    def _promote_due(self) -> None:
+        """Make everything ready that is due."""
+        from django_taskq.duties import promote
+
+        promote.run_once(self.alias, self.options, self.now())
 
     def _in_hand(self) -> int:
         return sum(executor.in_hand() for executor in self._executors())

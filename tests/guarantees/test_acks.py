@@ -21,6 +21,7 @@ from django_taskq.lifecycle.rescue import rescue
 from django_taskq.models import FinishedTask, Task, Worker
 from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
+from django_taskq.worker import loop
 from tests import engine
 from tests.app.models import Effect
 from tests.capabilities import requires
@@ -81,16 +82,14 @@ def lose_worker(claimed: Claim) -> None:
 
 @pytest.fixture
 def blocked_settlements(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hold up every ending until the gate "settle" opens."""
-    kind = type(vendor_for(engine.ALIAS))
-    finish = kind.finish
+    """Hold up every write of a worker until the gate "settle" opens; before its transaction, which would lock SQLite."""
 
-    def wait_and_finish(self: Any, endings: Any) -> Any:
+    def wait_and_settle(*args: Any, **options: Any) -> Any:
         gates["settling"].set()
         assert gates["settle"].wait(20)
-        return finish(self, endings)
+        return settle.settle(*args, **options)
 
-    monkeypatch.setattr(kind, "finish", wait_and_finish)
+    monkeypatch.setattr(loop, "settle", wait_and_settle)
     yield
     gates["settle"].set()
 

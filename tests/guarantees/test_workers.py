@@ -311,3 +311,24 @@ def test_the_names_used_above_are_the_ones_the_worker_calls() -> None:
     vendor = vendor_for("default")
     assert all(callable(getattr(vendor, name)) for name in VENDOR_CALLS)
     assert promote.vendor_for is vendor_for is settle.vendor_for
+
+
+def test_a_burst_runs_what_another_promotes_just_after_its_claim_was_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S0-54: due tasks are work to be done, whoever makes them ready."""
+    due = tasks.leave.using(delay=3600).enqueue("due")
+    Task.objects.update(run_after="2020-01-01T00:00:00Z")
+    kind = type(vendor_for("default"))
+    claim = kind.claim
+
+    def claim_and_let_another_promote(self: Any, *args: Any, **options: Any) -> Any:
+        rows = claim(self, *args, **options)
+        if not rows:
+            self.promote(self.now(), 100)
+        return rows
+
+    monkeypatch.setattr(kind, "claim", claim_and_let_another_promote)
+
+    drain(duties=False)
+
+    assert Effect.objects.filter(key="due").exists()
+    assert FinishedTask.objects.filter(pk=due.id, state=State.SUCCEEDED).exists()
