@@ -29,6 +29,19 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(databases.missing)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Most tests wait for workers, leases and processes: two of them share a processor well."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what hostile tasks log fit to travel between processes: a lone surrogate is no text."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 def pytest_report_header() -> str:
     if databases.missing:
         return f"database: none. {databases.missing}"
@@ -80,6 +93,11 @@ def _worse(first: int, second: int) -> int:
     if empty in {first, second}:
         return max({first, second} - {empty}, default=empty)
     return max(first, second)
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings_xdist_suffix() -> None:
+    """Leave the names alone: each process has a database of its own name already."""
 
 
 @pytest.fixture(scope="session")
