@@ -27,6 +27,8 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     "one_writer": frozenset({"sqlite"}),
     # A server of the test's own can be crashed and started again: PostgreSQL comes as a wheel.
     "crash_restart": frozenset({"postgresql"}),
+    # The server ends a transaction whose process stands still.
+    "idle_limit": frozenset({"postgresql"}),
     # A connection can be cut from outside, as a restart or a failover does.
     "server_connections": frozenset({"postgresql", "mysql"}),
 }

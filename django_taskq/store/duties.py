@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from django.db.models import F
 
 from django_taskq.models import Duty
+from django_taskq.store.vendors import vendor_for
 
 __all__ = ["give_up", "report", "take"]
 
@@ -25,7 +26,8 @@ def take(alias: str, name: str, worker_id: int, *, now: datetime, hold: timedelt
         return True
     row = duties.values("term", "until", "worker_id").first()
     if row is None:
-        Duty.objects.using(alias).bulk_create([Duty(name=name)], ignore_conflicts=True)
+        with vendor_for(alias).atomic():
+            Duty.objects.using(alias).bulk_create([Duty(name=name)], ignore_conflicts=True)
         row = {"term": 0, "until": None, "worker_id": 0}
     if row["until"] is not None and row["until"] > now and row["worker_id"]:
         return False
@@ -47,4 +49,5 @@ def report(alias: str, name: str, worker_id: int, *, now: datetime, took: timede
         "error": error[:300],
     }
     if not Duty.objects.using(alias).filter(name=name).update(**facts):
-        Duty.objects.using(alias).bulk_create([Duty(name=name, **facts)], ignore_conflicts=True)
+        with vendor_for(alias).atomic():
+            Duty.objects.using(alias).bulk_create([Duty(name=name, **facts)], ignore_conflicts=True)

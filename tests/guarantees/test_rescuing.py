@@ -1,8 +1,10 @@
 """Rescuing: what a silent worker held goes on with others; a live one is left alone."""
 
+import threading
 from datetime import timedelta
 
 import pytest
+from django.db import DatabaseError, connection
 
 from django_taskq import Fixed, api, conf
 from django_taskq.domain import lease as leases
@@ -12,7 +14,9 @@ from django_taskq.exceptions import WorkerLost
 from django_taskq.lifecycle.rescue import rescue
 from django_taskq.models import FinishedTask, Task, Worker
 from django_taskq.store import workers as worker_store
+from django_taskq.store.vendors import vendor_for
 from tests import engine
+from tests.capabilities import requires
 from tests.engine import (
     announce,
     claim,
@@ -279,3 +283,34 @@ def test_backoff_of_a_failed_attempt_is_not_lost_in_a_rescue() -> None:
 
     assert numbers == [1, 2, 3]
     assert state_of(task) == "ready"
+
+
+@requires("idle_limit")
+def test_a_transaction_that_stands_still_is_ended_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S4-02: a process that was suspended between two statements keeps its connection, but not its locks."""
+    monkeypatch.setattr("django_taskq.store.vendors.postgresql._IDLE_SECONDS", 0.2)
+    found = ready_task()
+    vendor = vendor_for(engine.ALIAS)
+    locked, was_refused = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        with vendor.atomic():
+            Task.objects.filter(pk=found.pk).update(rank=1)
+            locked.set()
+            was_refused.wait(20)
+            Task.objects.filter(pk=found.pk).update(rank=2)
+
+    def go_on() -> None:
+        assert locked.wait(20)
+        Task.objects.filter(pk=found.pk).update(rank=3)
+        was_refused.set()
+
+    with pytest.raises(DatabaseError) as refused:
+        in_threads(stand_still, go_on)
+
+    assert vendor.is_lost_connection(refused.value)
+    found.refresh_from_db()
+    assert found.rank == 3
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW idle_in_transaction_session_timeout")
+        assert cursor.fetchone()[0] == "0"

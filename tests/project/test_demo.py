@@ -29,6 +29,7 @@ from tests import databases
 from tests.docs_runner import ROOT
 
 pytestmark = [
+    pytest.mark.newcomer,
     pytest.mark.django_db,
     pytest.mark.skipif(os.name != "posix", reason="stops processes by signals"),
     pytest.mark.skipif(

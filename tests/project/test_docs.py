@@ -231,6 +231,7 @@ def wait_until(true, seconds=60):
 """
 
 
+@pytest.mark.newcomer
 @pytest.mark.skipif(os.name != "posix", reason="stops workers by signals")
 @pytest.mark.skipif(databases.vendor() != "sqlite", reason="the page's project is on SQLite, whatever is under test")
 @pytest.mark.parametrize("page", PROJECTS, ids=name_of)

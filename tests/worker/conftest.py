@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from django_taskq.worker import loop
 from tests.worker import tasks
 
 
@@ -18,6 +19,7 @@ def gates() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick(settings: Any) -> None:
-    """Let leases and heartbeats be as short as they may."""
+def quick(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let leases, heartbeats and waits for a refusing database be as short as they may."""
     settings.TASKQ = {"LEASE_SECONDS": 3, "HEARTBEAT_SECONDS": 0.2}
+    monkeypatch.setattr(loop, "_BACKOFF_FIRST", 0.01)

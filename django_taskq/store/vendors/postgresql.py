@@ -15,6 +15,8 @@ from datetime import datetime
 from functools import cached_property, partial
 from typing import Any
 
+from django.db import transaction
+
 from django_taskq.domain.states import State
 from django_taskq.models import FinishedTask, Task
 from django_taskq.store.rows import Again, Claim, Ending, NewTask
@@ -26,6 +28,8 @@ __all__ = ["PostgreSQL"]
 CHANNEL = "django_taskq"
 # How long a request to end a statement may take to reach the server.
 _INTERRUPT_SECONDS = 5.0
+# How long a transaction of ours may stand still between two statements before the server ends it.
+_IDLE_SECONDS = 10.0
 
 TASK = f'"{Task._meta.db_table}"'
 FINISHED = f'"{FinishedTask._meta.db_table}"'
@@ -180,6 +184,10 @@ class PostgreSQL(Vendor):
     def public_id(self, key: Any) -> str:
         return str(key)
 
+    def is_lost_connection(self, error: BaseException) -> bool:
+        # The server ended a transaction that stood still, and the connection with it: an InternalError to the driver.
+        return super().is_lost_connection(error) or _sqlstate(error) == "25P03"
+
     def is_conflict(self, error: BaseException) -> bool:
         return _sqlstate(error) in ("40001", "40P01")
 
@@ -213,6 +221,17 @@ class PostgreSQL(Vendor):
             cursor.execute("SELECT clock_timestamp()")
             moment: datetime = cursor.fetchone()[0]
         return moment
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        is_outermost = not self.connection.in_atomic_block
+        with transaction.atomic(using=self.alias):
+            if is_outermost:
+                # A process that is stopped in here keeps its connection, and with it every lock: without
+                # this limit those who rescue its tasks, or announce the same names, would wait for it.
+                with self.connection.cursor() as cursor:
+                    cursor.execute(f"SET LOCAL idle_in_transaction_session_timeout = {int(_IDLE_SECONDS * 1000)}")
+            yield
 
     # Enqueue
 
