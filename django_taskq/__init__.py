@@ -33,6 +33,7 @@ from django_taskq.exceptions import (
     GiveUp,
     InvalidOptions,
     InvalidPayload,
+    InvalidWorkflow,
     PayloadTooLarge,
     ResultNotReady,
     Retry,
@@ -43,12 +44,16 @@ from django_taskq.exceptions import (
     TaskTimeout,
     UnsupportedCapability,
     WaitTimeout,
+    WorkflowEnded,
+    WorkflowNotFound,
 )
 
 # Bound here and now: the submodule of that name would else take its place.
 from django_taskq.task import Signature, Task, task
+from django_taskq.workflows import batch, chain, find_batch, find_chain, find_workflow, previous, result_of, workflow
 
 if TYPE_CHECKING:
+    from django_taskq.lifecycle.handles import WorkflowHandle
     from django_taskq.lifecycle.results import TaskContext, TaskResult
 
 __version__ = "0.1.0"
@@ -63,6 +68,7 @@ __all__ = [
     "GiveUp",
     "InvalidOptions",
     "InvalidPayload",
+    "InvalidWorkflow",
     "PayloadTooLarge",
     "ResultNotReady",
     "Retry",
@@ -78,16 +84,27 @@ __all__ = [
     "TaskqError",
     "UnsupportedCapability",
     "WaitTimeout",
+    "WorkflowEnded",
+    "WorkflowHandle",
+    "WorkflowNotFound",
     "acancel",
     "areplay",
+    "batch",
     "cancel",
+    "chain",
     "discard",
     "enqueue_many",
+    "find_batch",
+    "find_chain",
     "find_task",
+    "find_workflow",
     "pause_queue",
+    "previous",
     "replay",
+    "result_of",
     "resume_queue",
     "task",
+    "workflow",
 ]
 
 
@@ -97,4 +114,8 @@ def __getattr__(name: str) -> Any:
         from django_taskq.lifecycle import results
 
         return getattr(results, name)
+    if name == "WorkflowHandle":
+        from django_taskq.lifecycle.handles import WorkflowHandle
+
+        return WorkflowHandle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

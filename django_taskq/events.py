@@ -21,9 +21,12 @@ from django.dispatch import Signal
 
 from django_taskq import signals
 from django_taskq.domain.outcomes import ErrorInfo
+from django_taskq.domain.workflows import Counts
 
 __all__ = [
     "AttemptsSettled",
+    "CallbackDead",
+    "CallbackEnqueued",
     "EnqueueRejected",
     "Event",
     "QueuePaused",
@@ -49,6 +52,14 @@ __all__ = [
     "WorkerLost",
     "WorkerStarted",
     "WorkerStopped",
+    "WorkflowAdvanced",
+    "WorkflowCancelled",
+    "WorkflowCompleted",
+    "WorkflowEvent",
+    "WorkflowFailed",
+    "WorkflowMended",
+    "WorkflowReplayed",
+    "WorkflowStarted",
     "emit",
     "emit_on_commit",
     "subscribe",
@@ -230,6 +241,82 @@ class WorkerLost(WorkerEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowEvent(Event):
+    """An event of one workflow. ``kind`` is "chain", "batch" or "workflow", ``name`` what the project calls it."""
+
+    workflow_id: str
+    kind: str
+    name: str
+    alias: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowStarted(WorkflowEvent):
+    """A workflow was stored, or its turn came inside another one."""
+
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowAdvanced(WorkflowEvent):
+    """Members ended, together with those that were settled with them: told once per settlement, not per member."""
+
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowCompleted(WorkflowEvent):
+    """All members of a workflow ended, and no more of them without success than it allows."""
+
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowFailed(WorkflowEvent):
+    """All members of a workflow ended, more of them dead than it allows."""
+
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowCancelled(WorkflowEvent):
+    """A workflow ended as cancelled: on request, or because members of it were."""
+
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowReplayed(WorkflowEvent):
+    """An operator sent members back, and the workflow is running again."""
+
+    actor: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class WorkflowMended(WorkflowEvent):
+    """The duty *reconcile* found a workflow at odds with its tasks. ``found`` says what was wrong."""
+
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class CallbackEnqueued(WorkflowEvent):
+    """A callback was stored as a task. ``callback`` is "then", "catch", "finally" or "progress"."""
+
+    callback: str
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class CallbackDead(WorkflowEvent):
+    """A callback is a dead letter; the workflow's own state does not change by it."""
+
+    callback: str
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class QueuePaused(Event):
     """Workers stop claiming from a queue."""
 
@@ -303,6 +390,15 @@ _SIGNALS: dict[type[Event], Signal] = {
     QueuePaused: signals.queue_paused,
     QueueResumed: signals.queue_resumed,
     TasksPruned: signals.tasks_pruned,
+    WorkflowStarted: signals.workflow_started,
+    WorkflowAdvanced: signals.workflow_advanced,
+    WorkflowCompleted: signals.workflow_completed,
+    WorkflowFailed: signals.workflow_failed,
+    WorkflowCancelled: signals.workflow_cancelled,
+    WorkflowReplayed: signals.workflow_replayed,
+    WorkflowMended: signals.workflow_mended,
+    CallbackEnqueued: signals.callback_enqueued,
+    CallbackDead: signals.callback_dead,
 }
 
 Listener = Callable[[Any], None]

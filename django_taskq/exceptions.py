@@ -6,6 +6,9 @@ TaskqError
 ├── InvalidPayload (TypeError, ValueError)  arguments or a result that JSON cannot hold
 │   └── PayloadTooLarge
 ├── TaskNotFound (LookupError)       no task has this id
+├── InvalidWorkflow (ValueError)     a chain, batch or workflow that cannot be
+├── WorkflowNotFound (LookupError)   no chain, batch or workflow has this id
+├── WorkflowEnded                    nothing can be added to it any more
 ├── ResultNotReady (ValueError)      the task has not ended successfully (yet)
 ├── WaitTimeout (TimeoutError)       the task did not end within the time given
 ├── EnqueueCancelled                 the caller gave up before the task was accepted
@@ -43,6 +46,7 @@ __all__ = [
     "InvalidOptions",
     "InvalidPayload",
     "InvalidTransition",
+    "InvalidWorkflow",
     "PayloadTooLarge",
     "ResultNotReady",
     "Retry",
@@ -58,6 +62,8 @@ __all__ = [
     "UnsupportedCapability",
     "WaitTimeout",
     "WorkerLost",
+    "WorkflowEnded",
+    "WorkflowNotFound",
 ]
 
 
@@ -88,6 +94,18 @@ class PayloadTooLarge(InvalidPayload):
 
 class TaskNotFound(TaskqError, LookupError):
     """No live or finished task has this id; malformed ids end here too."""
+
+
+class InvalidWorkflow(TaskqError, ValueError):
+    """A chain, batch or workflow that cannot be: empty, with a circle, or with something in it that is no task."""
+
+
+class WorkflowNotFound(TaskqError, LookupError):
+    """No chain, batch or workflow has this id; malformed ids end here too."""
+
+
+class WorkflowEnded(TaskqError):
+    """The workflow has ended, or is being cancelled: nothing can be added to it, and no signal reaches it."""
 
 
 class ResultNotReady(TaskqError, ValueError):

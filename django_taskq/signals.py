@@ -12,6 +12,8 @@ from __future__ import annotations
 from django.dispatch import Signal
 
 __all__ = [
+    "callback_dead",
+    "callback_enqueued",
     "enqueue_rejected",
     "queue_paused",
     "queue_resumed",
@@ -32,6 +34,13 @@ __all__ = [
     "worker_lost",
     "worker_started",
     "worker_stopped",
+    "workflow_advanced",
+    "workflow_cancelled",
+    "workflow_completed",
+    "workflow_failed",
+    "workflow_mended",
+    "workflow_replayed",
+    "workflow_started",
 ]
 
 task_enqueued = Signal()
@@ -54,3 +63,12 @@ worker_lost = Signal()
 queue_paused = Signal()
 queue_resumed = Signal()
 tasks_pruned = Signal()
+workflow_started = Signal()
+workflow_advanced = Signal()
+workflow_completed = Signal()
+workflow_failed = Signal()
+workflow_cancelled = Signal()
+workflow_replayed = Signal()
+workflow_mended = Signal()
+callback_enqueued = Signal()
+callback_dead = Signal()

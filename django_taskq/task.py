@@ -55,20 +55,38 @@ class Signature(Generic[R_co]):
     task: Any
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] | None = None
+    delay: timedelta | None = None
 
     def enqueue(self) -> TaskResult[R_co]:
         """Enqueue the task with these arguments."""
-        result: TaskResult[R_co] = self.task.enqueue(*self.args, **(self.kwargs or {}))
+        result: TaskResult[R_co] = self._delayed().enqueue(*self.args, **(self.kwargs or {}))
         return result
 
     async def aenqueue(self) -> TaskResult[R_co]:
         """Enqueue the task with these arguments, without blocking the event loop."""
-        result: TaskResult[R_co] = await self.task.aenqueue(*self.args, **(self.kwargs or {}))
+        result: TaskResult[R_co] = await self._delayed().aenqueue(*self.args, **(self.kwargs or {}))
         return result
 
     def using(self, **options: Any) -> Signature[R_co]:
-        """Return the same call with other options."""
-        return replace(self, task=self.task.using(**options))
+        """
+        Return the same call with other options.
+
+        ``delay``, or a timedelta as ``run_after``, counts from when the task is enqueued; in a chain,
+        batch or workflow from when its turn comes.
+        """
+        delay = self.delay
+        if isinstance(options.get("run_after"), timedelta):
+            options["delay"] = options.pop("run_after")
+        if options.get("delay") is not None and options.get("run_after") is None:
+            span = options.pop("delay")
+            _check_span("delay", span, zero=True)
+            delay = timedelta(seconds=_seconds(span))
+        elif options.get("run_after") is not None:
+            delay = None
+        return replace(self, task=self.task.using(**options), delay=delay)
+
+    def _delayed(self) -> Any:
+        return self.task if self.delay is None else self.task.using(delay=self.delay)
 
 
 def _seconds(span: Span) -> float:

@@ -38,7 +38,7 @@ class Ack(IntEnum):
 
 
 class DeadReason(StrEnum):
-    """Why a task is dead. Stored as text."""
+    """Why a task is dead, or was cancelled without being asked. Stored as text."""
 
     EXHAUSTED = "exhausted"
     CRASHED = "crashed"
@@ -49,6 +49,8 @@ class DeadReason(StrEnum):
     UNDECODABLE = "undecodable"
     LOST = "lost"
     MOVED = "moved"
+    # Not dead but cancelled: what it waited for did not succeed.
+    UPSTREAM = "upstream"
 
 
 _STATUS = {

@@ -11,13 +11,15 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django_taskq import clock, conf, events
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.transitions import after_cancel, after_replay
+from django_taskq.domain.workflows import Role
 from django_taskq.exceptions import InvalidTransition, TaskNotFound
-from django_taskq.lifecycle import definitions, wake
+from django_taskq.lifecycle import definitions, wake, workflows
 from django_taskq.lifecycle.enqueue import database_for
 from django_taskq.models import FinishedTask
 from django_taskq.models.tasks import TaskRow
@@ -116,6 +118,7 @@ def _cancel_once(
     """Return the tasks that were ended, those that were asked, and the ids of those that moved on meanwhile."""
     waiting: list[uuid.UUID] = []
     running: list[TaskRow] = []
+    flows: set[uuid.UUID] = set()
     for row in _rows(alias, ids, skipped):
         try:
             target = after_cancel(row.state)
@@ -126,7 +129,9 @@ def _cancel_once(
             running.append(row)
         else:
             waiting.append(row.pk)
-    ended = store.end_waiting(alias, waiting, state=State.CANCELLED, now=now)
+            flows.update({row.workflow_id} - {None})
+    work = partial(store.end_waiting, alias, waiting, state=State.CANCELLED, now=now)
+    ended = workflows.end_members(alias, flows, work, now=now)
     asked = store.request_cancel(alias, [row.pk for row in running]) if running else set()
     # Claimed in between, or sent back to wait: a request that found no row would be lost without a word.
     gone = {row.pk for row in ended} | asked
@@ -155,6 +160,7 @@ def replay(
     skipped: list[tuple[str, str]] = []
     for part in _chunks(ids):
         fit: list[uuid.UUID] = []
+        members: list[FinishedTask] = []
         for row in _rows(alias, part, skipped):
             try:
                 after_replay(row.state)
@@ -164,8 +170,16 @@ def replay(
             if not force and not _is_known(row.name):
                 skipped.append((str(row.pk), f"no task is called {row.name!r} here"))
                 continue
+            if isinstance(row, FinishedTask) and row.reason == DeadReason.UPSTREAM:
+                skipped.append((str(row.pk), "what it waited for did not succeed; replay that, or the whole workflow"))
+                continue
+            if isinstance(row, FinishedTask) and row.workflow_id is not None and row.role == Role.MEMBER:
+                members.append(row)
             fit.append(row.pk)
-        rows = store.replay(alias, fit, now=now, attempts=attempts)
+        inside = {row.pk for row in members}
+        rows = store.replay(alias, [key for key in fit if key not in inside], now=now, attempts=attempts)
+        if members:
+            rows += workflows.replay_members(alias, members, now=now, attempts=attempts)
         if rows:
             store.audit(
                 alias,
@@ -252,9 +266,18 @@ def kill(
     skipped: list[tuple[str, str]] = []
     for part in _chunks(ids):
         rows = _rows(alias, part, skipped)
-        fit = [row.pk for row in rows if not isinstance(row, FinishedTask) and row.state != State.RUNNING]
-        ended = store.end_waiting(
-            alias, fit, state=State.DEAD, now=now, reason=DeadReason.MOVED, error_line=reason[:300] or None
+        fit = [row for row in rows if not isinstance(row, FinishedTask) and row.state != State.RUNNING]
+        work = partial(
+            store.end_waiting,
+            alias,
+            [row.pk for row in fit],
+            state=State.DEAD,
+            now=now,
+            reason=DeadReason.MOVED,
+            error_line=reason[:300] or None,
+        )
+        ended = workflows.end_members(
+            alias, {row.workflow_id for row in fit if row.workflow_id is not None}, work, now=now
         )
         done += [str(row.pk) for row in ended]
         skipped += [(str(row.pk), "running or ended") for row in rows if str(row.pk) not in set(done)]

@@ -29,7 +29,7 @@ from django_taskq.models import Task
 from django_taskq.store.rows import NewTask
 from django_taskq.store.vendors import vendor_for
 
-__all__ = ["Stored", "Withdrawal", "database_for", "enqueue", "enqueue_many", "public_id"]
+__all__ = ["Stored", "Withdrawal", "columns_of", "database_for", "enqueue", "enqueue_many", "public_id"]
 
 
 logger = logging.getLogger("django_taskq")
@@ -180,29 +180,12 @@ def _store(
 ) -> Stored:
     alias = database_for(options)
     queue: str = task.queue_name
-    behaviour = definitions.behaviour_of_claim(name, queue, None, task, options)
     now = clock.now()
     run_after: datetime | None = task.run_after
     state = initial_state(run_after, now=now)
-    eligible = max(run_after, now) if run_after is not None else now
-    parent = context.current.get()
-    shared = (
-        queue,
-        -int(task.priority),
-        int(state),
-        behaviour.max_attempts,
-        int(behaviour.ack),
-        run_after,
-        now,
-        None if behaviour.max_time is None else eligible + timedelta(seconds=behaviour.max_time),
-        _expires_at(behaviour.expires, eligible),
-        name,
-        _overrides(task, name, behaviour),
-        context.captured_metadata(options.capture, getattr(task, "metadata", None), limit=options.max_payload_bytes),
-        None if parent is None else _number(parent.public_id),
-    )
+    shared = columns_of(task, name, options, state=state, now=now)
     ids: Sequence[int] = [task_ids.one()] if len(texts) == 1 else task_ids.many(len(texts))
-    rows = [NewTask(number, *shared, text) for number, text in zip(ids, texts, strict=True)]
+    rows = [NewTask(number, *shared, text) for number, text in zip(ids, texts, strict=True)]  # type: ignore[call-arg]
     stored = Stored(ids=ids, created_at=now, state=state, alias=alias)
     on_commit: bool | None = getattr(task, "enqueue_on_commit", None)
     on_commit = options.enqueue_on_commit if on_commit is None else on_commit
@@ -228,6 +211,46 @@ def _store(
     else:
         work()
     return stored
+
+
+def columns_of(
+    task: Any, name: str, options: conf.Options, *, state: State, now: datetime, extra: Mapping[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """
+    Return the columns that all calls of one definition share: those of ``NewTask`` between the id and the arguments.
+
+    The spans of a waiting task count from when its turn comes; until then they are
+    kept in its options, together with ``extra``.
+    """
+    behaviour = definitions.behaviour_of_claim(name, task.queue_name, None, task, options)
+    run_after: datetime | None = task.run_after
+    eligible = max(run_after, now) if run_after is not None else now
+    parent = context.current.get()
+    is_waiting = state == State.WAITING
+    own = _overrides(task, name, behaviour)
+    expires: Any = behaviour.expires
+    if is_waiting and expires is not None and not isinstance(expires, datetime):
+        spans = {**(extra or {}).get("later", {}), "expires": _span(expires).total_seconds()}
+        expires = None
+        extra = {**(extra or {}), "later": spans}
+    if extra:
+        own = payload.encode_value({**(payload.decode_value(own) or {}), **extra}, limit=None)
+    deadline = behaviour.max_time if not is_waiting else None
+    return (
+        task.queue_name,
+        -int(task.priority),
+        int(state),
+        behaviour.max_attempts,
+        int(behaviour.ack),
+        run_after,
+        now,
+        None if deadline is None else eligible + timedelta(seconds=deadline),
+        _expires_at(expires, eligible),
+        name,
+        own,
+        context.captured_metadata(options.capture, getattr(task, "metadata", None), limit=options.max_payload_bytes),
+        None if parent is None else _number(parent.public_id),
+    )
 
 
 def _bounded(
@@ -308,8 +331,11 @@ def _expires_at(expires: Any, eligible: datetime) -> datetime | None:
         return None
     if isinstance(expires, datetime):
         return expires
-    span = expires if isinstance(expires, timedelta) else timedelta(seconds=expires)
-    return eligible + span
+    return eligible + _span(expires)
+
+
+def _span(value: float | timedelta) -> timedelta:
+    return value if isinstance(value, timedelta) else timedelta(seconds=value)
 
 
 _CALL_OPTIONS = ("timeout", "keep_result", "ack")

@@ -51,7 +51,7 @@ from django_taskq.exceptions import (
     TaskTimeout,
     error_class_path,
 )
-from django_taskq.lifecycle import definitions, results
+from django_taskq.lifecycle import definitions, references, results
 from django_taskq.lifecycle.context import Run, current, restored
 from django_taskq.store.rows import Claim
 
@@ -62,6 +62,8 @@ _UNKNOWN_RETRY_SECONDS = 5.0
 # A task is not sent back for what two looks at one clock may differ by.
 _EARLY_SECONDS = 0.1
 _NO_OFFSET = timedelta(0)
+# In the options of a task whose arguments wait for the results of others.
+_REFERENCES = '"refs"'
 
 
 def prepare(claim: Claim, options: conf.Options, alias: str, *, offset: timedelta = _NO_OFFSET) -> Run | Outcome:
@@ -119,6 +121,8 @@ def call(run: Run) -> tuple[Outcome, BaseException | None]:
         current.reset(token)
         return Undecodable(error=describe(error)), error
     try:
+        if run.claim.options is not None and _REFERENCES in run.claim.options:
+            references.fill(run.claim.options, args, kwargs, run.alias)
         if run.task.takes_context:
             args.insert(0, results.context_of(run))
         function = run.task.func
@@ -143,8 +147,10 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         current.reset(token)
         return Undecodable(error=describe(error)), error
     try:
+        if run.claim.options is not None and _REFERENCES in run.claim.options:
+            await asyncio.to_thread(_on_a_good_connection, references.fill, run.claim.options, args, kwargs, run.alias)
         if run.task.takes_context:
-            args.insert(0, await asyncio.to_thread(_context_on_a_good_connection, run))
+            args.insert(0, await asyncio.to_thread(_on_a_good_connection, results.context_of, run))
         remaining = run.remaining
         limit = asyncio.timeout(None if remaining is None else remaining.total_seconds())
         with restored(run.metadata):
@@ -162,11 +168,11 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         current.reset(token)
 
 
-def _context_on_a_good_connection(run: Run) -> Any:
-    """Return the context for a coroutine, on a thread of the loop's pool whose connection may have died meanwhile."""
+def _on_a_good_connection(work: Callable[..., Any], *args: Any) -> Any:
+    """Do something for a coroutine, on a thread of the loop's pool whose connection may have died meanwhile."""
     close_old_connections()
     try:
-        return results.context_of(run)
+        return work(*args)
     finally:
         close_old_connections()
 
@@ -329,6 +335,8 @@ def _immediate_run(result: Any, started: datetime) -> Run:
         deadline_at=None if behaviour.max_time is None else started + timedelta(seconds=behaviour.max_time),
         expires_at=None,
         cancel=False,
+        workflow_id=None,
+        role=None,
         lease=0,
     )
     run = _ImmediateRun(claim, result.task, "", behaviour=behaviour, options=options, started=started.timestamp())

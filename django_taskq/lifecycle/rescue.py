@@ -89,9 +89,9 @@ def rescue_worker(alias: str, worker_id: int, *, now: datetime) -> int:
         ended = clock.timestamp()
         batch = [
             Ended(
-                Claim(vendor.key_of(row[0]), *row[1:16]),
+                Claim(vendor.key_of(row[0]), *row[1:-1]),
                 Lost(error=_lost(worker_id)),
-                None if row[16] is None else row[16].timestamp(),
+                None if row[-1] is None else row[-1].timestamp(),
                 ended,
             )
             for row in rows

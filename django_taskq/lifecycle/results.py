@@ -26,11 +26,14 @@ from django_taskq.lifecycle import context as contexts
 from django_taskq.models import Attempt, FinishedTask, Task
 from django_taskq.store import tasks as store
 from django_taskq.store.rows import Claim
+from django_taskq.store.vendors import vendor_for
 
 __all__ = ["TaskContext", "TaskResult", "make_context", "new_result", "result_of_claim", "result_of_row"]
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from django_taskq.lifecycle.handles import WorkflowHandle
 
 _WAIT_FIRST, _WAIT_MOST = 0.005, 0.25
 
@@ -369,6 +372,14 @@ class TaskContext(_ContextFace):
     def cancelled(self) -> bool:
         """Whether somebody asked this task to stop. Known within one heartbeat."""
         return self.run.cancelled
+
+    @property
+    def workflow(self) -> WorkflowHandle | None:
+        """The chain, batch or workflow that this task is a member or a callback of; None for a plain task."""
+        from django_taskq.lifecycle.handles import find
+
+        flow_id = self.run.claim.workflow_id
+        return None if flow_id is None else find(vendor_for(self.run.alias).public_id(flow_id))
 
     @property
     def metadata(self) -> dict[str, Any]:

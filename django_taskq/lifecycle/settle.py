@@ -21,6 +21,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import FINAL, State
 from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
+from django_taskq.lifecycle.advance import Advanced, EndedNode, advance, nodes_of, publish
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
@@ -28,6 +29,7 @@ from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
 
 __all__ = ["Ended", "Settled", "settle", "tell_refused"]
 
+_LEAST_KEPT = 0.001
 _AT = {name: at for at, name in enumerate(STAT_COUNTERS)}
 _RUN, _WAIT = _AT["run_0"], _AT["wait_0"]
 _SUCCEEDED, _RUN_MS, _WAIT_MS = _AT["succeeded"], _AT["run_ms"], _AT["wait_ms"]
@@ -72,13 +74,16 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
         )
         for ended in batch
     ]
-    held = vendor.retrying(lambda: _write(vendor, decided, worker_id))
+    held, told = vendor.retrying(lambda: _write(vendor, decided, worker_id, now))
     refused = [ended for ended in batch if ended.claim.key not in held]
     again = sum(transition.state == State.READY and ended.claim.key in held for ended, transition in decided)
     if vendor.connection.in_atomic_block:
         transaction.on_commit(lambda: _emit(decided, held, refused, alias, vendor), using=alias, robust=True)
     else:
         _emit(decided, held, refused, alias, vendor)
+    if told is not None:
+        publish(told)
+        again += len(told.queues)
     return Settled(len(batch) - len(refused), refused, again)
 
 
@@ -114,7 +119,11 @@ def _facts(ended: Ended) -> Facts:
     )
 
 
-def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int) -> set[Any]:
+def _write(
+    vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, now: datetime
+) -> tuple[set[Any], Advanced | None]:
+    """Write all of it; return the keys whose lease held, and what the workflows of the tasks made of it."""
+    told: Advanced | None = None
     endings: list[Ending] = []
     returns: list[Again] = []
     for ended, transition in decided:
@@ -136,7 +145,23 @@ def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_i
         sums = _sums(mine, worker_id)
         if sums:
             vendor.add_stats(sums)
-    return held
+        # Last, since it locks rows that all workers share.
+        nodes = _nodes(mine, vendor)
+        if nodes:
+            told = advance(vendor.alias, nodes, now=now)
+    return held, told
+
+
+def _nodes(mine: Sequence[tuple[Ended, Transition]], vendor: Vendor) -> list[EndedNode]:
+    """Return the members and callbacks of workflows among what ended."""
+    return nodes_of(
+        [
+            (ended.claim.key, ended.claim.workflow_id, ended.claim.role, transition.state, ended.claim.name)
+            for ended, transition in mine
+            if ended.claim.workflow_id is not None and transition.state in FINAL
+        ],
+        vendor.alias,
+    )
 
 
 def _ending(ended: Ended, transition: Transition) -> Ending:
@@ -153,8 +178,15 @@ def _ending(ended: Ended, transition: Transition) -> Ending:
         None if error is None else error.class_path[:200],
         None if error is None else error.line,
         None if error is None else error.fingerprint,
-        ended.keep if transition.state == State.SUCCEEDED else None,
+        _kept(ended) if transition.state == State.SUCCEEDED else None,
     )
+
+
+def _kept(ended: Ended) -> float | None:
+    if ended.keep == 0 and ended.claim.workflow_id is not None:
+        # Others may wait for its result; retention deletes it once its workflow has ended.
+        return _LEAST_KEPT
+    return ended.keep
 
 
 def _again(ended: Ended, transition: Transition) -> Again:

@@ -5,11 +5,15 @@ from django_taskq.models.queues import Queue, TaskType
 from django_taskq.models.stats import Snapshot, Stat
 from django_taskq.models.tasks import Attempt, DeadTask, FinishedTask, Progress, Task
 from django_taskq.models.workers import Worker
+from django_taskq.models.workflows import Batch, Chain, Dependency, Workflow
 
 __all__ = [
     "Attempt",
     "AuditEntry",
+    "Batch",
+    "Chain",
     "DeadTask",
+    "Dependency",
     "Duty",
     "FinishedTask",
     "Progress",
@@ -19,4 +23,5 @@ __all__ = [
     "Task",
     "TaskType",
     "Worker",
+    "Workflow",
 ]

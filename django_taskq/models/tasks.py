@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from django_taskq.domain import lease as leases
 from django_taskq.domain import payload
 from django_taskq.domain.states import Ack, DeadReason, State
+from django_taskq.domain.workflows import Role
 from django_taskq.ids import uuid7
 from django_taskq.schema import LiveIndex, NameField, TaskIdField
 
@@ -42,6 +43,15 @@ STATE_CHOICES = [
 ]
 
 
+ROLE_CHOICES = [
+    (int(Role.MEMBER), _("member")),
+    (int(Role.THEN), _("then")),
+    (int(Role.CATCH), _("catch")),
+    (int(Role.FINALLY), _("finally")),
+    (int(Role.PROGRESS), _("progress")),
+]
+
+
 class TaskRow(models.Model):
     """The columns that a task has all its life."""
 
@@ -64,6 +74,9 @@ class TaskRow(models.Model):
     metadata = models.TextField(_("metadata"), null=True, blank=True)  # noqa: DJ001
     parent_id = TaskIdField(_("parent"), null=True, blank=True)  # type: ignore[misc]  # a subclass is not generic
     replays = models.SmallIntegerField(_("replays"), default=0)
+    # Null where there is none: no column of a plain task costs anything for it.
+    workflow_id: Any = TaskIdField(_("workflow"), null=True, blank=True)  # type: ignore[misc]
+    role = models.SmallIntegerField(_("role in the workflow"), null=True, blank=True, choices=ROLE_CHOICES)
 
     class Meta:
         abstract = True
@@ -98,6 +111,7 @@ class Task(TaskRow):
     """A task that has not ended."""
 
     cancel = models.BooleanField(_("cancel requested"), default=False)
+    waits_for = models.IntegerField(_("waits for"), null=True, blank=True, help_text=_("how many nodes, while waiting"))
 
     class Meta:
         verbose_name = _("task")
@@ -123,6 +137,7 @@ class Task(TaskRow):
                 where=Q(state=int(State.SCHEDULED)),
             ),
             LiveIndex(name="taskq_task_lease", fields=["lease"], where=Q(lease__isnull=False)),
+            LiveIndex(name="taskq_task_workflow", fields=["workflow_id", "id"], where=Q(workflow_id__isnull=False)),
         ]
         constraints = [
             models.CheckConstraint(condition=_IS_LIVE, name="taskq_task_state_is_live"),
@@ -157,6 +172,7 @@ class FinishedTask(TaskRow):
         verbose_name_plural = _("finished tasks")
         indexes = [
             models.Index(name="taskq_finished_at", fields=["finished_at"]),
+            LiveIndex(name="taskq_finished_workflow", fields=["workflow_id", "id"], where=Q(workflow_id__isnull=False)),
             LiveIndex(
                 name="taskq_finished_dead",
                 fields=["state", "id"],

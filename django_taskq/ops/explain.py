@@ -92,6 +92,8 @@ def _death(row: FinishedTask) -> str:
             return _("its worker was lost or stopped, and it may not be run a second time")
         case DeadReason.MOVED:
             return _("somebody moved it to the dead letters")
+        case DeadReason.UPSTREAM:
+            return _("what it waited for did not succeed")
     assert_never(reason)
 
 

@@ -1,15 +1,18 @@
-"""Delete old rows that are not tasks: statistics, snapshots, dead workers, audit entries."""
+"""Delete old rows that are not single tasks: workflows, statistics, snapshots, dead workers, audit entries."""
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Model
+from django.db.models import Exists, Model, OuterRef, Q
 
-from django_taskq.models import AuditEntry, Snapshot, Stat, Worker
+from django_taskq.domain.states import State
+from django_taskq.models import AuditEntry, Dependency, FinishedTask, Snapshot, Stat, Task, Worker, Workflow
+from django_taskq.store.vendors import vendor_for
 
-__all__ = ["delete_old"]
+__all__ = ["delete_old", "delete_workflow", "old_workflows"]
 
 
 def delete_old(
@@ -38,3 +41,35 @@ def _delete(alias: str, model: type[Model], limit: int, **old: Any) -> int:
     # Ids first: not every database can delete with a limit.
     ids = list(model._default_manager.using(alias).filter(**old).values_list("pk", flat=True)[:limit])
     return model._default_manager.using(alias).filter(pk__in=ids).delete()[0] if ids else 0
+
+
+def old_workflows(alias: str, *, state: int, before: datetime, limit: int) -> list[uuid.UUID]:
+    """Return workflows that are inside no other, ended in a state before a moment, and have nothing live left."""
+    live = Task.objects.using(alias).filter(workflow_id=OuterRef("pk"))
+    found = Workflow.objects.using(alias).filter(parent_id__isnull=True, state=state, finished_at__lt=before)
+    return list(found.filter(~Exists(live)).order_by("finished_at").values_list("pk", flat=True)[:limit])
+
+
+def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: datetime | None) -> int | None:
+    """
+    Delete up to ``limit`` tasks of a workflow and of those inside it, and the workflow once none is left.
+
+    Return how many tasks that were, None when the workflow itself is gone. Dead letters younger
+    than ``dead_before`` stay, without their workflow; None keeps them all.
+    """
+    vendor = vendor_for(alias)
+    tree = [key]
+    for at in tree:
+        tree += Workflow.objects.using(alias).filter(parent_id=at).values_list("pk", flat=True)
+    kept = Q(state=State.DEAD) if dead_before is None else Q(state=State.DEAD, finished_at__gte=dead_before)
+    ended = FinishedTask.objects.using(alias).filter(workflow_id__in=tree).exclude(kept)
+    with vendor.atomic():
+        keys = list(ended.values_list("pk", flat=True)[:limit])
+        if keys:
+            vendor.forget([vendor.key_of(found) for found in keys])
+            FinishedTask.objects.using(alias).filter(pk__in=keys).delete()
+        if len(keys) < limit:
+            Dependency.objects.using(alias).filter(workflow_id__in=tree).delete()
+            Workflow.objects.using(alias).filter(pk__in=tree).delete()
+            return None
+    return len(keys)

@@ -15,7 +15,7 @@ __all__ = ["Again", "AttemptRow", "Claim", "Ending", "NewTask"]
 
 
 class NewTask(NamedTuple):
-    """A task to store. ``id`` and ``parent_id`` are the UUIDs' integers."""
+    """A task to store. ``id``, ``parent_id`` and ``workflow_id`` are the UUIDs' integers."""
 
     id: int
     queue: str
@@ -32,6 +32,9 @@ class NewTask(NamedTuple):
     metadata: str | None
     parent_id: int | None
     args: str
+    workflow_id: int | None = None
+    role: int | None = None
+    waits_for: int | None = None
 
 
 class Claim(NamedTuple):
@@ -52,6 +55,8 @@ class Claim(NamedTuple):
     deadline_at: datetime | None
     expires_at: datetime | None
     cancel: bool
+    workflow_id: Any
+    role: int | None
     lease: int
 
 

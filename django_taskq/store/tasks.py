@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State
-from django_taskq.domain.transitions import after_replay
 from django_taskq.models import Attempt, AuditEntry, FinishedTask, Progress, Task
 from django_taskq.models.tasks import TaskRow
 from django_taskq.store.vendors import vendor_for
@@ -18,6 +17,7 @@ from django_taskq.store.vendors.base import CARRIED
 __all__ = [
     "attempts_of",
     "audit",
+    "bring_back",
     "discard",
     "end_waiting",
     "find",
@@ -131,15 +131,48 @@ def replay(alias: str, keys: Sequence[uuid.UUID], *, now: datetime, attempts: in
             ended = FinishedTask.objects.using(alias).filter(pk__in=keys).exclude(state=State.SUCCEEDED).order_by("pk")
             if vendor.connection.features.has_select_for_update:
                 ended = ended.select_for_update()
-            rows = [_live_again(row, attempts, now) for row in ended]
-            Task.objects.using(alias).bulk_create(rows)
-            FinishedTask.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
-            return rows
+            return bring_back(alias, list(ended), now=now, attempts=attempts)
 
     return vendor.retrying(work)
 
 
-_CARRIED_BACK = ("id", "queue", "rank", "ack", "created_at", "name", "args", "metadata", "parent_id")
+def bring_back(
+    alias: str,
+    ended: Sequence[FinishedTask],
+    *,
+    now: datetime,
+    attempts: int | None = None,
+    waits: Mapping[uuid.UUID, int] | None = None,
+) -> list[Task]:
+    """
+    Make finished rows live again and return them; the caller has locked them.
+
+    Ready, or with ``waits`` waiting for so many others.
+    """
+    rows = [_live_again(row, attempts, now) for row in ended]
+    for row in rows:
+        if waits is not None:
+            row.state, row.waits_for = int(State.WAITING), waits.get(row.pk, 0)
+            row.run_after = row.deadline_at = None
+    Task.objects.using(alias).bulk_create(rows, batch_size=500)
+    for at in range(0, len(rows), 1000):
+        FinishedTask.objects.using(alias).filter(pk__in=[row.pk for row in rows[at : at + 1000]]).delete()
+    return rows
+
+
+_CARRIED_BACK = (
+    "id",
+    "queue",
+    "rank",
+    "ack",
+    "created_at",
+    "name",
+    "args",
+    "metadata",
+    "parent_id",
+    "workflow_id",
+    "role",
+)
 
 
 def _live_again(row: FinishedTask, attempts: int | None, now: datetime) -> Task:
@@ -152,7 +185,7 @@ def _live_again(row: FinishedTask, attempts: int | None, now: datetime) -> Task:
     return Task(
         **carried,
         options=payload.encode_value(values, limit=None),
-        state=int(after_replay(row.state)),
+        state=int(State.READY),
         attempt=row.attempt,
         max_attempts=row.attempt + (attempts or worth),
         replays=row.replays + 1,

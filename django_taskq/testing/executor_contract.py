@@ -216,6 +216,8 @@ class ExecutorContract:
             deadline_at=None,
             expires_at=None,
             cancel=False,
+            workflow_id=None,
+            role=None,
             lease=make_lease(1, self._claim_no),
         )
 

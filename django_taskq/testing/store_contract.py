@@ -389,7 +389,24 @@ class StoreContract:
     def test_nobody_finishes_a_task_that_is_not_claimed(self) -> None:
         [key] = self.stored(self.new())
         claim = Claim(
-            self.vendor.key_of(key), "q", 0, 1, 3, 0, "x", "", None, None, None, NOW, None, None, False, LEASE
+            self.vendor.key_of(key),
+            "q",
+            0,
+            1,
+            3,
+            0,
+            "x",
+            "",
+            None,
+            None,
+            None,
+            NOW,
+            None,
+            None,
+            False,
+            None,
+            None,
+            LEASE,
         )
 
         assert self.finish(self.ending(claim)) == set()

@@ -17,11 +17,11 @@ from typing import Any, Protocol, TypeVar
 
 from django.db import DatabaseError, DataError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Case, F, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 
 from django_taskq import clock
 from django_taskq.domain.states import State
-from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Task
+from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Task, Workflow
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending, NewTask
 
 __all__ = ["CARRIED", "STAT_COUNTERS", "Listener", "Vendor"]
@@ -44,6 +44,8 @@ CLAIM_FIELDS = (
     "deadline_at",
     "expires_at",
     "cancel",
+    "workflow_id",
+    "role",
 )
 CARRIED = (
     "id",
@@ -62,6 +64,8 @@ CARRIED = (
     "metadata",
     "parent_id",
     "replays",
+    "workflow_id",
+    "role",
 )
 STAT_COUNTERS = tuple(
     field.attname
@@ -201,6 +205,9 @@ class Vendor:
                     options=row.options,
                     metadata=row.metadata,
                     parent_id=None if row.parent_id is None else uuid.UUID(int=row.parent_id),
+                    workflow_id=None if row.workflow_id is None else uuid.UUID(int=row.workflow_id),
+                    role=row.role,
+                    waits_for=row.waits_for,
                 )
                 for row in rows
             ],
@@ -328,6 +335,10 @@ class Vendor:
             changes = {name: F(name) + value for name, value in zip(STAT_COUNTERS, values, strict=True) if value}
             Stat.objects.using(self.alias).filter(pk=row.pk).update(**changes)
 
+    def save_workflows(self, rows: Sequence[Any], names: Sequence[str]) -> None:
+        """Write these columns of many locked workflows."""
+        Workflow.objects.using(self.alias).bulk_update(rows, names, batch_size=100)
+
     # Upkeep
 
     def promote(self, now: datetime, limit: int) -> list[str]:
@@ -350,15 +361,18 @@ class Vendor:
 
     def prune(self, state: int, *, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished tasks of a state that ended before a moment, with all that is theirs."""
-        found = FinishedTask.objects.using(self.alias).filter(
-            state=state, finished_at__lt=before, delete_at__isnull=True
-        )
+        found = self._prunable().filter(state=state, finished_at__lt=before, delete_at__isnull=True)
         return self._delete_finished(list(found.order_by("finished_at").values_list("id", flat=True)[:limit]))
 
     def prune_marked(self, now: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished tasks whose own time to be kept is over."""
-        found = FinishedTask.objects.using(self.alias).filter(delete_at__lte=now)
+        found = self._prunable().filter(delete_at__lte=now)
         return self._delete_finished(list(found.order_by("delete_at").values_list("id", flat=True)[:limit]))
+
+    def _prunable(self) -> QuerySet[FinishedTask]:
+        """Return what is not deleted together with a workflow: others of it may wait for its result."""
+        workflows = Workflow.objects.filter(pk=OuterRef("workflow_id"))
+        return FinishedTask.objects.using(self.alias).filter(Q(workflow_id__isnull=True) | ~Exists(workflows))
 
     def _delete_finished(self, keys: list[Any]) -> int:
         if not keys:

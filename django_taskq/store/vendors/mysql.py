@@ -32,7 +32,7 @@ STAT = f"`{Stat._meta.db_table}`"
 
 _CLAIMED = (
     "id, queue, `rank`, attempt + 1, max_attempts, ack, name, args, options, metadata,"
-    " run_after, created_at, deadline_at, expires_at, cancel"
+    " run_after, created_at, deadline_at, expires_at, cancel, workflow_id, role"
 )
 _CLAIM = f"""
 SELECT {_CLAIMED} FROM {TASK} FORCE INDEX (taskq_task_claim)
@@ -63,9 +63,9 @@ WHERE id = %s AND lease + 0 = %s
 """
 _INSERT = (
     f"INSERT INTO {TASK} (id, queue, `rank`, state, max_attempts, ack, run_after, created_at, deadline_at, expires_at,"
-    " name, options, metadata, parent_id, args, attempt, replays, cancel) VALUES "
+    " name, options, metadata, parent_id, args, workflow_id, role, waits_for, attempt, replays, cancel) VALUES "
 )
-_ROW = f"({', '.join(['%s'] * 15)}, 0, 0, 0)"
+_ROW = f"({', '.join(['%s'] * 18)}, 0, 0, 0)"
 
 
 class MySQL(Vendor):
@@ -184,6 +184,9 @@ class MySQL(Vendor):
                             row.metadata,
                             None if row.parent_id is None else row.parent_id.to_bytes(16),
                             row.args,
+                            None if row.workflow_id is None else row.workflow_id.to_bytes(16),
+                            row.role,
+                            row.waits_for,
                         )
                     ],
                 )
@@ -208,7 +211,7 @@ class MySQL(Vendor):
             keys = [row[0] for row in rows]
             cursor.execute(_TAKE + f"({', '.join(['%s'] * len(keys))})", [lease, self._stored(now), *keys])
         return [
-            Claim(*row[:10], moment(row[10]), moment(row[11]), moment(row[12]), moment(row[13]), bool(row[14]), lease)  # type: ignore[call-arg]  # a slice's length is unknown to it
+            Claim(*row[:10], *map(moment, row[10:14]), bool(row[14]), *row[15:], lease)  # type: ignore[call-arg]  # a slice's length is unknown to it
             for row in rows
         ]
 

@@ -36,7 +36,7 @@ FINISHED = f'"{FinishedTask._meta.db_table}"'
 
 _CLAIMED = (
     "id::text, queue, rank, attempt, max_attempts, ack, name, args, options, metadata,"
-    " run_after, created_at, deadline_at, expires_at, cancel, lease"
+    " run_after, created_at, deadline_at, expires_at, cancel, workflow_id::text, role, lease"
 )
 _CLAIM = f"""
 UPDATE {TASK} SET state = {State.RUNNING:d}, attempt = attempt + 1, lease = %s, started_at = %s
@@ -106,9 +106,9 @@ WITH RECURSIVE q AS (
 
 INSERT_COLUMNS = (
     "id, queue, rank, state, max_attempts, ack, run_after, created_at, deadline_at, expires_at, name, options,"
-    " metadata, parent_id, args, attempt, replays, cancel"
+    " metadata, parent_id, workflow_id, role, waits_for, args, attempt, replays, cancel"
 )
-_INSERT = f"INSERT INTO {TASK} ({INSERT_COLUMNS}) VALUES ({', '.join(['%s'] * 15)}, 0, 0, false)"
+_INSERT = f"INSERT INTO {TASK} ({INSERT_COLUMNS}) VALUES ({', '.join(['%s'] * 18)}, 0, 0, false)"
 # The columns of a task that is to run at once and has no options of its own; the first six are filled in by _compose.
 _INSERT_PLAIN = (
     f"INSERT INTO {TASK} (queue, rank, state, max_attempts, ack, name, id, created_at, args, attempt, replays, cancel)"
@@ -123,6 +123,10 @@ COPY_FROM = 20
 def _uuid_text(number: int) -> str:
     digits = f"{number:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _optional_uuid(number: int | None) -> str | None:
+    return None if number is None else _uuid_text(number)
 
 
 def _copy_text(value: object) -> str:
@@ -248,15 +252,16 @@ class PostgreSQL(Vendor):
     def _insert_one(self, cursor: Any, row: NewTask) -> None:
         """Insert one task; what all immediate calls of one definition share is written into the statement once."""
         is_plain = row.run_after is None and row.options is None and row.metadata is None and row.parent_id is None
-        if is_plain and row.deadline_at is None and row.expires_at is None and hasattr(cursor, "mogrify"):
+        is_plain = is_plain and row.deadline_at is None and row.expires_at is None and row.workflow_id is None
+        if is_plain and hasattr(cursor, "mogrify"):
             shared = (row.queue, row.rank, int(row.state), row.max_attempts, int(row.ack), row.name)
             statement = self._statements.get(shared)
             if statement is None:
                 statement = self._compose(cursor, shared)
             cursor.execute(statement, (_uuid_text(row.id), row.created_at, row.args))
             return
-        parent = None if row.parent_id is None else _uuid_text(row.parent_id)
-        cursor.execute(_INSERT, (_uuid_text(row.id), *row[1:13], parent, row.args))
+        parent, workflow = _optional_uuid(row.parent_id), _optional_uuid(row.workflow_id)
+        cursor.execute(_INSERT, (_uuid_text(row.id), *row[1:13], parent, workflow, row.role, row.waits_for, row.args))
 
     @cached_property
     def _statements(self) -> dict[tuple[Any, ...], str]:
@@ -276,11 +281,12 @@ class PostgreSQL(Vendor):
         shared: dict[tuple[Any, ...], str] = {}
         lines: list[str] = []
         for row in rows:
-            middle = row[1:14]
+            middle = (*row[1:14], *row[15:])
             text = shared.get(middle)
             if text is None:
-                parent = None if row.parent_id is None else _uuid_text(row.parent_id)
-                text = "\t".join([_copy_text(value) for value in (*row[1:13], parent)])
+                ids = _optional_uuid(row.parent_id), _optional_uuid(row.workflow_id)
+                values = (*row[1:13], *ids, row.role, row.waits_for)
+                text = "\t".join([_copy_text(value) for value in values])
                 shared[middle] = text
             args = row.args.replace("\\", "\\\\") if "\\" in row.args else row.args
             lines.append(f"{row.id:032x}\t{text}\t{args}\t0\t0\tf\n")

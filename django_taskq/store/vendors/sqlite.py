@@ -37,7 +37,7 @@ _LOOK_SECONDS = 0.05
 
 _CLAIMED = (
     'id, queue, "rank", attempt, max_attempts, ack, name, args, options, metadata,'
-    " run_after, created_at, deadline_at, expires_at, cancel, lease"
+    " run_after, created_at, deadline_at, expires_at, cancel, workflow_id, role, lease"
 )
 _CLAIM = f"""
 UPDATE {TASK} SET state = {State.RUNNING:d}, attempt = attempt + 1, lease = %s, started_at = %s
@@ -78,8 +78,8 @@ WITH RECURSIVE q (queue) AS (
 """
 _INSERT = (
     f'INSERT INTO {TASK} (id, queue, "rank", state, max_attempts, ack, run_after, created_at, deadline_at, expires_at,'
-    " name, options, metadata, parent_id, args, attempt, replays, cancel)"
-    f" VALUES ({', '.join(['%s'] * 15)}, 0, 0, 0)"
+    " name, options, metadata, parent_id, args, workflow_id, role, waits_for, attempt, replays, cancel)"
+    f" VALUES ({', '.join(['%s'] * 18)}, 0, 0, 0)"
 )
 
 # The arrow operators came with 3.38; Django itself allows 3.31 and newer.
@@ -193,6 +193,9 @@ class SQLite(Vendor):
                 row.metadata,
                 None if row.parent_id is None else f"{row.parent_id:032x}",
                 row.args,
+                None if row.workflow_id is None else f"{row.workflow_id:032x}",
+                row.role,
+                row.waits_for,
             )
             for row in rows
         ]
@@ -223,7 +226,7 @@ class SQLite(Vendor):
                     moment(row[12]),
                     moment(row[13]),
                     bool(row[14]),
-                    row[15],
+                    *row[15:],
                 )  # type: ignore[call-arg]  # a slice's length is unknown to it
                 for row in cursor.fetchall()
             ]

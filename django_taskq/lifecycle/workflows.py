@@ -1,0 +1,801 @@
+"""
+Store workflows, and what people do with stored ones: cancel, replay, add to a batch, signal.
+
+A composition is laid out as rows first, without the database: a row for each
+workflow and each task, and one for each "waits for". Then all of it is stored
+in one transaction, the caller's. So no fault leaves half a workflow.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from django.db import transaction
+
+from django_taskq import clock, conf, events
+from django_taskq.domain import payload
+from django_taskq.domain.states import State
+from django_taskq.domain.workflows import Kind, Role, WorkflowState, in_order
+from django_taskq.exceptions import InvalidTransition, InvalidWorkflow, WaitTimeout, WorkflowEnded
+from django_taskq.ids import task_ids
+from django_taskq.lifecycle import advance as advancing
+from django_taskq.lifecycle import definitions, references, wake
+from django_taskq.lifecycle import enqueue as enqueueing
+from django_taskq.models import Dependency, FinishedTask, Task, Workflow
+from django_taskq.store import tasks as task_store
+from django_taskq.store import workflows as store
+from django_taskq.store.rows import NewTask
+from django_taskq.store.vendors import vendor_for
+
+__all__ = [
+    "Composition",
+    "Node",
+    "add",
+    "cancel",
+    "end_members",
+    "enqueue",
+    "find",
+    "item_of",
+    "items_of",
+    "replay",
+    "replay_members",
+    "signal",
+    "wait",
+]
+
+_CHUNK = 1000
+_TURNS = 20
+_GATE = "django_taskq.gates.received"
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Composition(Protocol):
+    """What a program has put together: the front door's class of this name."""
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def nodes(self) -> Sequence[Any]: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def allowance(self) -> bool | float: ...
+
+    @property
+    def callbacks(self) -> Mapping[str, Any]: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+    @property
+    def start_options(self) -> Mapping[str, Any]: ...
+
+
+class Node(NamedTuple):
+    """A member of a composition: its name, a signature, composition or gate, and the names of those it waits for."""
+
+    name: str
+    item: Any
+    after: tuple[str, ...] = ()
+
+
+class _Layout:
+    """The rows of a composition."""
+
+    def __init__(self, options: conf.Options, now: datetime) -> None:
+        self.options = options
+        self.now = now
+        self.workflows: list[Workflow] = []
+        self.tasks: list[NewTask] = []
+        self.dependencies: list[Dependency] = []
+        self.calls: list[tuple[int, Any, Sequence[Any], Mapping[str, Any]]] = []
+        self._shared: dict[Any, tuple[str, tuple[Any, ...]]] = {}
+        self._kept: list[Any] = []
+
+    def lay(
+        self,
+        made: Composition,
+        *,
+        outer: Workflow | None = None,
+        before: str | None = None,
+        given: Mapping[str, Any] | None = None,
+        start: Mapping[str, Any] | None = None,
+        waits: int = 0,
+    ) -> Workflow:
+        """
+        Add the rows of a composition and return its own.
+
+        ``before``: the id that ``previous`` stands for in members that wait for nobody here.
+        """
+        given = {**made.options, **(given or {})}
+        start = {**made.start_options, **(start or {})}
+        row = Workflow(
+            id=uuid.UUID(int=task_ids.one()),
+            kind=int(made.kind),
+            name=made.label,
+            state=int(WorkflowState.RUNNING if outer is None else WorkflowState.WAITING),
+            total=len(made.nodes),
+            open=len(made.nodes),
+            allowance="" if made.allowance is False else _json(made.allowance),
+            parent_id=None if outer is None else outer.pk,
+            waits_for=waits,
+            created_at=self.now,
+            started_at=self.now if outer is None else None,
+        )
+        self.workflows.append(row)
+        nodes = made.nodes
+        if made.kind is Kind.GRAPH:
+            by_name = {node.name: node for node in nodes}
+            nodes = [by_name[name] for name in in_order(list(by_name), {node.name: node.after for node in nodes})]
+        ids = self.add_nodes(row, nodes, before=before, given=given, start=start)
+        if made.kind is Kind.GRAPH:
+            row.names = _json(ids)
+        stored = {kind: [self._callback(call, row) for call in calls] for kind, calls in made.callbacks.items()}
+        row.callbacks = _json(stored) if stored else None
+        return row
+
+    def add_nodes(
+        self,
+        row: Workflow,
+        nodes: Iterable[Any],
+        *,
+        before: str | None = None,
+        given: Mapping[str, Any] = _NOTHING,
+        start: Mapping[str, Any] = _NOTHING,
+    ) -> dict[str, str]:
+        """Add the rows of nodes to a workflow, each behind those it waits for; return their ids by name."""
+        ids: dict[str, str] = {}
+        for node in nodes:
+            after = dict.fromkeys(node.after)
+            last = ids[next(iter(after))] if len(after) == 1 else before if not after else None
+            own_start = {} if after else start
+            if hasattr(node.item, "nodes"):
+                inner = self.lay(node.item, outer=row, before=last, given=given, start=own_start, waits=len(after))
+                key = inner.pk
+            else:
+                key = self._task(row, node, last=last, ids=ids, given=given, start=own_start, waits=len(after))
+            ids[node.name] = str(key)
+            self.dependencies += [
+                Dependency(workflow_id=row.pk, node_id=key, predecessor_id=uuid.UUID(ids[name])) for name in after
+            ]
+        return ids
+
+    def _task(
+        self,
+        row: Workflow,
+        node: Any,
+        *,
+        last: str | None,
+        ids: Mapping[str, str],
+        given: Mapping[str, Any],
+        start: Mapping[str, Any],
+        waits: int,
+    ) -> uuid.UUID:
+        number = task_ids.one()
+        extra: dict[str, Any] = {}
+        if hasattr(node.item, "task"):
+            call = node.item
+        else:
+            call, waits = _gate_call(), waits + 1
+            extra["gate"] = True
+        is_waiting = waits > 0 or row.state == WorkflowState.WAITING
+        task, delay = call.task, call.delay
+        if given or start:
+            task, delay = self._changed(task, delay, given, start)
+        if delay is not None:
+            if is_waiting:
+                extra["later"] = {"delay": delay.total_seconds()}
+            else:
+                task = task.using(run_after=self.now + delay)
+        args, kwargs, found = references.take_out(call.args, call.kwargs or {})
+        if found:
+            extra["refs"] = [[path, _target(name, last, ids)] for path, name in found]
+        _, shared = self._columns(task, is_waiting=is_waiting, extra=extra)
+        text = payload.encode_arguments(args, kwargs, limit=self.options.max_payload_bytes)
+        self.tasks.append(NewTask(number, *shared, text, row.pk.int, int(Role.MEMBER), waits or None))  # type: ignore[call-arg]  # a tuple of unknown length
+        self.calls.append((number, task, args, kwargs))
+        return uuid.UUID(int=number)
+
+    def _changed(
+        self, task: Any, delay: timedelta | None, given: Mapping[str, Any], start: Mapping[str, Any]
+    ) -> tuple[Any, timedelta | None]:
+        start = dict(start)
+        if "delay" in start:
+            value = start.pop("delay")
+            delay = value if isinstance(value, timedelta) else timedelta(seconds=value)
+        if isinstance(start.get("run_after"), timedelta):
+            delay = start.pop("run_after")
+        key = (id(task), id(given), tuple(start.items()))
+        found = self._shared.get(key)
+        if found is None:
+            # Kept, so that no other object gets its id meanwhile.
+            self._kept += [task, given]
+            found = self._shared[key] = task.using(**{**given, **start})
+        return found, delay
+
+    def _columns(self, task: Any, *, is_waiting: bool, extra: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        key = (id(task), is_waiting)
+        found = self._shared.get(key)
+        if found is None or extra:
+            name = definitions.stored_name(task)
+            is_late = task.run_after is not None and task.run_after > self.now
+            state = State.WAITING if is_waiting else State.SCHEDULED if is_late else State.READY
+            columns = enqueueing.columns_of(task, name, self.options, state=state, now=self.now, extra=extra)
+            if extra:
+                return name, columns
+            self._kept.append(task)
+            found = self._shared[key] = (name, columns)
+        return found
+
+    def _callback(self, call: Any, row: Workflow) -> dict[str, Any]:
+        """Return what is kept of a callback until it is called; ``previous`` stands for the workflow's results."""
+        args, kwargs, found = references.take_out(call.args, call.kwargs or {})
+        extra: dict[str, Any] = {}
+        names = row.node_names
+        if found:
+            extra["refs"] = [[path, _target(name, str(row.pk), names)] for path, name in found]
+        if call.delay is not None:
+            extra["later"] = {"delay": call.delay.total_seconds()}
+        name = definitions.stored_name(call.task)
+        columns = enqueueing.columns_of(call.task, name, self.options, state=State.WAITING, now=self.now, extra=extra)
+        return {
+            "name": name,
+            "queue": columns[0],
+            "rank": columns[1],
+            "max_attempts": columns[3],
+            "ack": columns[4],
+            "options": columns[10],
+            "metadata": columns[11],
+            "args": payload.encode_arguments(args, kwargs, limit=self.options.max_payload_bytes),
+        }
+
+
+def _gate_call() -> Any:
+    gate = definitions.find(_GATE)
+    assert gate is not None
+    return gate.s(None)
+
+
+def _target(name: str | None, last: str | None, ids: Mapping[str, str]) -> str:
+    """Return the id that a placeholder stands for."""
+    if name is not None:
+        if name not in ids:
+            raise InvalidWorkflow(
+                f"result_of({name!r}) is used by a node that does not come after {name!r}; name it in after="
+            )
+        return ids[name]
+    if last is None:
+        raise InvalidWorkflow(
+            "previous is used where not exactly one node comes before; use result_of(name) or pass the value itself"
+        )
+    return last
+
+
+def _json(value: Any) -> str:
+    return payload.encode_value(value, limit=None) or ""
+
+
+def _alias() -> str:
+    return enqueueing.database_for(conf.options())
+
+
+def enqueue(made: Composition) -> Workflow:
+    """Store a composition in the caller's transaction, and return its row."""
+    options = conf.options()
+    alias = _alias()
+    layout = _Layout(options, clock.now())
+    root = layout.lay(made)
+    told = advancing.Advanced(alias)
+    if enqueueing.recorders:
+        for number, task, row in zip(
+            (call[0] for call in layout.calls), (call[1] for call in layout.calls), layout.tasks, strict=True
+        ):
+            stored = enqueueing.Stored(ids=[number], created_at=layout.now, state=State(row.state), alias=alias)
+            enqueueing.recorders[-1](task, stored, [row], on_commit=False)
+        return root
+
+    def insert() -> None:
+        vendor = vendor_for(alias)
+        with vendor.atomic():
+            store.insert(alias, layout.workflows, layout.tasks, layout.dependencies)
+            told.tell(events.WorkflowStarted, root, total=root.total)
+            _begin(alias, root, layout, told)
+        _announce(layout, alias)
+        told.queues.update(row.queue for row in layout.tasks if row.state == State.READY)
+        advancing.publish(told)
+        for queue in {row.queue for row in layout.tasks} - told.queues:
+            wake.after_commit(alias, queue, ready=False, notify=options.notify)
+
+    if options.enqueue_on_commit:
+        transaction.on_commit(insert, using=alias)
+    else:
+        insert()
+    return root
+
+
+def _begin(alias: str, root: Workflow, layout: _Layout, told: advancing.Advanced) -> None:
+    """Start what is inside the root and waits for nobody, and end what has nothing in it."""
+    now = layout.now
+    inner = [row.pk for row in layout.workflows if row.parent_id == root.pk and row.waits_for <= 0]
+    ended = advancing.start_workflows(alias, inner, told, now) if inner else []
+    if ended or not root.total:
+        [locked] = store.lock(alias, [root.pk])
+        advancing.absorb(locked, ended, told, now)
+        advancing.conclude(locked, ended, told, now)
+        store.save(alias, [locked])
+        root.state, root.finished_at, root.open = locked.state, locked.finished_at, locked.open
+
+
+def _announce(layout: _Layout, alias: str) -> None:
+    """Tell what was stored, as an enqueue does."""
+    if events.wanted(events.TasksStored):
+        counts: dict[tuple[str, str], int] = {}
+        for row in layout.tasks:
+            counts[row.name, row.queue] = counts.get((row.name, row.queue), 0) + 1
+        told = [
+            events.TasksStored(task=name, queue=queue, count=count, alias=alias)
+            for (name, queue), count in counts.items()
+        ]
+        events.emit_on_commit(events.TasksStored, told, using=alias)
+    if events.wanted(events.TaskEnqueued):
+        events.emit_on_commit(
+            events.TaskEnqueued,
+            (
+                events.TaskEnqueued(
+                    task_id=enqueueing.public_id(row.id),
+                    task=row.name,
+                    queue=row.queue,
+                    alias=alias,
+                    run_after=row.run_after,
+                    result=_result(call, row, layout.now),
+                )
+                for call, row in zip(layout.calls, layout.tasks, strict=True)
+            ),
+            using=alias,
+        )
+
+
+def _result(call: tuple[int, Any, Sequence[Any], Mapping[str, Any]], row: NewTask, now: datetime) -> Any:
+    from django_taskq.lifecycle.results import new_result
+
+    number, task, args, kwargs = call
+    return new_result(
+        task,
+        enqueueing.public_id(number),
+        list(args),
+        dict(kwargs),
+        backend=task.backend,
+        enqueued_at=now,
+        state=State(row.state),
+    )
+
+
+def find(workflow_id: Any) -> Workflow | None:
+    """Return a workflow by its id, None for an id that none has or that is no id."""
+    key = task_store.to_uuid(workflow_id)
+    return None if key is None else store.find(_alias(), key)
+
+
+def wait(is_over: Callable[[], bool], timeout: float | timedelta | None, what: str) -> None:
+    """Ask until something is over. Raise WaitTimeout when ``timeout`` is."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    until = None if seconds is None else time.monotonic() + seconds
+    pause = 0.005
+    while not is_over():
+        if until is not None and time.monotonic() >= until:
+            raise WaitTimeout(f"{what} had not ended after {seconds:g} seconds")
+        time.sleep(pause if until is None else max(min(pause, until - time.monotonic()), 0))
+        pause = min(pause * 1.5, 0.25)
+
+
+# Ending members
+
+
+def end_members(
+    alias: str, flows: set[uuid.UUID], work: Callable[[], list[FinishedTask]], *, now: datetime
+) -> list[FinishedTask]:
+    """
+    End waiting tasks by ``work``, and advance their workflows, ``flows``, in the same transaction.
+
+    Return what was ended. The workflows are locked first, as everybody does who touches their waiting tasks.
+    """
+    vendor = vendor_for(alias)
+
+    def once() -> tuple[list[FinishedTask], advancing.Advanced]:
+        with vendor.atomic():
+            store.lock(alias, flows)
+            ended = work()
+            nodes = [
+                advancing.EndedNode(row.pk, row.workflow_id, row.role or Role.MEMBER, State(row.state), row.name)
+                for row in ended
+                if row.workflow_id is not None
+            ]
+            return ended, advancing.advance(alias, nodes, now=now)
+
+    if not flows:
+        return work()
+    ended, told = vendor.retrying(once)
+    advancing.publish(told)
+    return ended
+
+
+def cancel(key: uuid.UUID, *, actor: str, reason: str) -> bool:
+    """Cancel a workflow with all inside it; return False if it had ended."""
+    alias, now = _alias(), clock.now()
+    vendor = vendor_for(alias)
+
+    def ask() -> list[uuid.UUID]:
+        with vendor.atomic():
+            # From here on nothing more is let go on, and nothing added.
+            rows = [row for row in store.lock(alias, store.open_below(alias, key)) if not row.has_ended]
+            if not any(row.pk == key for row in rows):
+                return []
+            for row in rows:
+                row.cancel = True
+            store.save(alias, rows)
+            task_store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, target=f"workflow {key}")
+            return [row.pk for row in rows]
+
+    flows = vendor.retrying(ask)
+    if not flows:
+        return False
+    for flow in flows:
+        _cancel_members(alias, flow, now)
+    _end_empty(alias, flows, now)
+    return True
+
+
+def _cancel_members(alias: str, flow: uuid.UUID, now: datetime) -> None:
+    live = Task.objects.using(alias).filter(workflow_id=flow, role=Role.MEMBER)
+    for _ in range(_TURNS):
+        while keys := list(live.exclude(state=State.RUNNING).order_by("pk").values_list("pk", flat=True)[:_CHUNK]):
+            work = partial(task_store.end_waiting, alias, keys, state=State.CANCELLED, now=now)
+            ended = end_members(alias, {flow}, work, now=now)
+            events.emit_on_commit(
+                events.TaskCancelled,
+                (
+                    events.TaskCancelled(
+                        task_id=str(row.pk), task=row.name, queue=row.queue, attempt=row.attempt, alias=alias
+                    )
+                    for row in ended
+                ),
+                using=alias,
+            )
+            if not ended:
+                break
+        running = list(live.filter(state=State.RUNNING, cancel=False).values_list("pk", flat=True))
+        for at in range(0, len(running), _CHUNK):
+            task_store.request_cancel(alias, running[at : at + _CHUNK])
+        # What was put back while it was asked is waiting again, and ends with the next turn.
+        if not live.exclude(state=State.RUNNING).exists():
+            return
+
+
+def _end_empty(alias: str, flows: Sequence[uuid.UUID], now: datetime) -> None:
+    """End what has no member of its own whose end would end it."""
+    vendor = vendor_for(alias)
+
+    def once() -> advancing.Advanced:
+        told = advancing.Advanced(alias)
+        with vendor.atomic():
+            for row in store.lock(alias, flows):
+                if not row.has_ended and not row.open:
+                    advancing.conclude(row, [], told, now)
+                    store.save(alias, [row])
+                    if row.parent_id is not None:
+                        more = advancing.advance(alias, [advancing.as_node(row)], now=now)
+                        told.events += more.events
+                        told.queues |= more.queues
+        return told
+
+    advancing.publish(vendor.retrying(once))
+
+
+# Bringing back
+
+
+def replay(key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str, reason: str) -> int:
+    """Send back what did not succeed, or everything; return how many tasks."""
+    alias, now = _alias(), clock.now()
+    vendor = vendor_for(alias)
+
+    def once() -> tuple[int, advancing.Advanced]:
+        told = advancing.Advanced(alias)
+        with vendor.atomic():
+            rows = store.lock(alias, [key])
+            if not rows:
+                return 0, told
+            row = rows[0]
+            if not row.has_ended or (row.state == WorkflowState.COMPLETED and not from_start):
+                state = WorkflowState(row.state).name.lower()
+                raise InvalidTransition(
+                    f"a {state} workflow cannot be replayed; only failed and cancelled ones can"
+                    + (", or a completed one with from_start=True" if row.has_ended else ": wait for its end")
+                )
+            was = WorkflowState(row.state)
+            count = _Return(alias, now, attempts, from_start).bring_back(row, None, goes=True, told=told)
+            _reopen_outer(alias, row, was, told, now)
+            told.tell(events.WorkflowReplayed, row, actor=actor, count=count)
+            task_store.audit(
+                alias,
+                actor=actor,
+                action="replay",
+                now=now,
+                reason=reason,
+                target=f"workflow {key}",
+                detail={"from_start": from_start, "tasks": count},
+            )
+        return count, told
+
+    count, told = vendor.retrying(once)
+    advancing.publish(told)
+    return count
+
+
+def replay_members(alias: str, rows: Sequence[FinishedTask], *, now: datetime, attempts: int | None) -> list[Task]:
+    """
+    Send single members back, and reopen their workflows in the same transaction.
+
+    What waited for them, and was cancelled for it, waits again.
+    """
+    vendor = vendor_for(alias)
+    by_flow: dict[uuid.UUID, set[uuid.UUID]] = {}
+    for row in rows:
+        assert row.workflow_id is not None
+        by_flow.setdefault(row.workflow_id, set()).add(row.pk)
+    done: set[uuid.UUID] = set()
+
+    def once() -> advancing.Advanced:
+        told = advancing.Advanced(alias)
+        done.clear()
+        with vendor.atomic():
+            for flow in store.lock(alias, list(by_flow)):
+                was = WorkflowState(flow.state)
+                back = _Return(alias, now, attempts, False)
+                count = back.bring_back(flow, by_flow[flow.pk], goes=flow.state != WorkflowState.WAITING, told=told)
+                done.update(back.keys & by_flow[flow.pk])
+                if was in _ENDED and count:
+                    _reopen_outer(alias, flow, was, told, now)
+                    told.tell(events.WorkflowReplayed, flow, actor="", count=count)
+        return told
+
+    told = vendor.retrying(once)
+    advancing.publish(told)
+    # Those that an earlier replay had sent back are not among them: they were not there to be locked.
+    return list(Task.objects.using(alias).filter(pk__in=done))
+
+
+_ENDED = frozenset({WorkflowState.COMPLETED, WorkflowState.FAILED, WorkflowState.CANCELLED})
+
+
+class _Return:
+    """Brings members of workflows back to life."""
+
+    def __init__(self, alias: str, now: datetime, attempts: int | None, from_start: bool) -> None:
+        self.alias = alias
+        self.now = now
+        self.attempts = attempts
+        self.from_start = from_start
+        self.keys: set[uuid.UUID] = set()
+
+    def bring_back(self, row: Workflow, keys: set[uuid.UUID] | None, *, goes: bool, told: advancing.Advanced) -> int:
+        """
+        Make members of a locked workflow live again; return how many tasks.
+
+        ``keys``: these, and what was cancelled because of them; None: all that did not succeed.
+        ``goes``: the workflow runs at once; else it waits, as a node of another one.
+        """
+        alias = self.alias
+        ended = FinishedTask.objects.using(alias).filter(workflow_id=row.pk, role=Role.MEMBER)
+        inner = [child for child in store.children_of(alias, row.pk) if child.has_ended]
+        if not self.from_start:
+            ended = ended.exclude(state=State.SUCCEEDED)
+            inner = [child for child in inner if child.state != WorkflowState.COMPLETED]
+        edges: dict[uuid.UUID, list[uuid.UUID]] = {}
+        if row.kind != Kind.BATCH:
+            for node, before in store.dependencies_of(alias, row.pk):
+                edges.setdefault(node, []).append(before)
+        facts = {key: (state, reason) for key, state, reason in ended.values_list("pk", "state", "reason")}
+        facts.update({child.pk: (int(advancing.as_state(child)), None) for child in inner})
+        chosen = set(facts) if keys is None else self._with_cut(facts, edges, keys, inner) & set(facts)
+        open_nodes = self._open(row)
+        waits = {key: sum(before in chosen or before in open_nodes for before in edges.get(key, ())) for key in chosen}
+        count = self._tasks(ended, chosen, waits)
+        for child in inner:
+            if child.pk in chosen:
+                [locked] = store.lock(alias, [child.pk])
+                child_goes = goes and not waits[child.pk]
+                count += self.bring_back(locked, None, goes=child_goes, told=told)
+                Workflow.objects.using(alias).filter(pk=child.pk).update(waits_for=waits[child.pk])
+        for key in chosen:
+            state = facts[key][0]
+            name = {State.SUCCEEDED: "succeeded", State.DEAD: "failed"}.get(State(state), "cancelled")
+            setattr(row, name, max(getattr(row, name) - 1, 0))
+        row.open += len(chosen)
+        row.state = int(WorkflowState.RUNNING if goes else WorkflowState.WAITING)
+        row.finished_at, row.cancel = None, False
+        row.caught = row.failed > row.allowed
+        row.replays += 1
+        store.save(alias, [row])
+        if goes:
+            told.queues |= store.release(
+                alias, [key for key in chosen if not waits[key]], now=self.now, later=advancing.later
+            )
+            if not row.open:
+                # Nothing to run again in it, such as an empty batch.
+                advancing.conclude(row, [], told, self.now)
+                store.save(alias, [row])
+        return count
+
+    def _with_cut(
+        self,
+        facts: Mapping[uuid.UUID, tuple[int, Any]],
+        edges: Mapping[uuid.UUID, Sequence[uuid.UUID]],
+        keys: set[uuid.UUID],
+        inner: Sequence[Workflow],
+    ) -> set[uuid.UUID]:
+        """Return the nodes and all that was cut off because of them and waits for nothing else that failed."""
+        cut = {key for key, (_, reason) in facts.items() if reason == "upstream"}
+        cut |= {child.pk for child in inner if child.started_at is None}
+        chosen = set(keys)
+        grown = True
+        while grown:
+            grown = False
+            for key in cut - chosen:
+                before = edges.get(key, ())
+                if any(node in chosen for node in before) and not any(
+                    node in facts and node not in chosen for node in before
+                ):
+                    chosen.add(key)
+                    grown = True
+        return chosen
+
+    def _open(self, row: Workflow) -> set[uuid.UUID]:
+        live = Task.objects.using(self.alias).filter(workflow_id=row.pk, role=Role.MEMBER)
+        found = set(live.values_list("pk", flat=True)) if row.kind != Kind.BATCH else set()
+        found |= {child.pk for child in store.children_of(self.alias, row.pk) if not child.has_ended}
+        return found
+
+    def _tasks(self, ended: Any, chosen: set[uuid.UUID], waits: Mapping[uuid.UUID, int]) -> int:
+        count = 0
+        keys = sorted(chosen)
+        for at in range(0, len(keys), _CHUNK):
+            rows = list(ended.filter(pk__in=keys[at : at + _CHUNK]))
+            back = task_store.bring_back(self.alias, rows, now=self.now, attempts=self.attempts, waits=waits)
+            self.keys.update(row.pk for row in back)
+            count += len(back)
+        return count
+
+
+def _reopen_outer(alias: str, row: Workflow, was: WorkflowState, told: advancing.Advanced, now: datetime) -> None:
+    """Let the workflows around a replayed one run again, too, with what was cancelled because of it."""
+    while row.parent_id is not None:
+        outers = store.lock(alias, [row.parent_id])
+        if not outers:
+            return
+        [outer] = outers
+        outer_was = WorkflowState(outer.state)
+        name = {WorkflowState.COMPLETED: "succeeded", WorkflowState.FAILED: "failed"}.get(was, "cancelled")
+        setattr(outer, name, max(getattr(outer, name) - 1, 0))
+        outer.open += 1
+        outer.state, outer.finished_at, outer.cancel = int(WorkflowState.RUNNING), None, False
+        outer.caught = outer.failed > outer.allowed
+        _Return(alias, now, None, False).bring_back(outer, {row.pk}, goes=True, told=told)
+        if outer_was not in _ENDED:
+            return
+        row, was = outer, outer_was
+
+
+# Adding and signalling
+
+
+def items_of(members: Sequence[Any]) -> list[Any]:
+    """
+    Return members, given one by one or as one iterable, as signatures and compositions.
+
+    Raise InvalidWorkflow for anything else.
+    """
+    if len(members) == 1 and not _is_item(members[0]):
+        [given] = members
+        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+            raise InvalidWorkflow(_no_item(given))
+        members = list(given)
+    return [item_of(member) for member in members]
+
+
+def item_of(value: Any) -> Any:
+    """Return a signature or composition; a task without arguments becomes its signature."""
+    if not _is_item(value):
+        raise InvalidWorkflow(_no_item(value))
+    return value if hasattr(value, "nodes") or hasattr(value, "args") else value.s()
+
+
+def _is_item(value: Any) -> bool:
+    return not isinstance(value, type) and (
+        hasattr(value, "nodes") or (hasattr(value, "task") and hasattr(value, "args")) or hasattr(value, "module_path")
+    )
+
+
+def _no_item(value: Any) -> str:
+    return f"a member must be a signature, made with task.s(…), or a chain, batch or workflow, got {value!r}"
+
+
+def add(key: uuid.UUID, members: Sequence[Any]) -> int:
+    """Add members to a batch that has not ended; return how many."""
+    alias, options = _alias(), conf.options()
+    vendor = vendor_for(alias)
+    nodes = [Node(str(at), item) for at, item in enumerate(items_of(members))]
+    for node in nodes:
+        if hasattr(node.item, "nodes"):
+            node.item.check()
+    layout = _Layout(options, clock.now())
+
+    def once() -> advancing.Advanced:
+        # A conflict with another transaction lays it out anew.
+        nonlocal layout
+        layout = _Layout(options, clock.now())
+        told = advancing.Advanced(alias)
+        with vendor.atomic():
+            rows = store.lock(alias, [key])
+            if not rows or rows[0].kind != Kind.BATCH:
+                raise InvalidWorkflow(f"{key} is no batch; only a batch can be added to")
+            [row] = rows
+            if row.has_ended or row.cancel:
+                raise WorkflowEnded(f"batch {key} has ended or is being cancelled; nothing can be added to it")
+            layout.add_nodes(row, nodes)
+            row.total += len(nodes)
+            row.open += len(nodes)
+            store.insert(alias, layout.workflows, layout.tasks, layout.dependencies)
+            inner = [child.pk for child in layout.workflows if child.parent_id == key]
+            if row.state == WorkflowState.RUNNING and inner:
+                ended = advancing.start_workflows(alias, inner, told, layout.now)
+                advancing.absorb(row, ended, told, layout.now)
+            store.save(alias, [row])
+        return told
+
+    told = vendor.retrying(once)
+    _announce(layout, alias)
+    told.queues.update(row.queue for row in layout.tasks if row.state == State.READY)
+    advancing.publish(told)
+    return len(nodes)
+
+
+def signal(key: uuid.UUID, name: str, value: Any) -> bool:
+    """Give a gate its payload; return False if it had it."""
+    alias, now = _alias(), clock.now()
+    vendor = vendor_for(alias)
+    text = payload.encode_arguments((value,), {}, limit=conf.options().max_payload_bytes)
+
+    def once() -> advancing.Advanced | None:
+        with vendor.atomic():
+            rows = store.lock(alias, [key])
+            node = rows[0].node_names.get(name) if rows else None
+            row = None if node is None else Task.objects.using(alias).filter(pk=node).first()
+            if node is None or (row is not None and row.name != _GATE):
+                raise InvalidWorkflow(f"workflow {key} waits for no signal {name!r}")
+            if row is None:
+                ended = FinishedTask.objects.using(alias).filter(pk=node).first()
+                if ended is not None and ended.state == State.SUCCEEDED:
+                    return None
+                raise WorkflowEnded(f"signal {name!r} came too late: its node was cancelled or is gone")
+            if not store.open_gate(alias, row, text):
+                return None
+            told = advancing.Advanced(alias)
+            if not (row.waits_for or 0) > 1 and rows[0].state == WorkflowState.RUNNING:
+                told.queues |= store.release(alias, [row.pk], now=now, later=advancing.later)
+            return told
+
+    told = vendor.retrying(once)
+    if told is None:
+        return False
+    advancing.publish(told)
+    return True

@@ -1,0 +1,164 @@
+"""Chains, batches and graphs: who starts when, how they end, what is called back."""
+
+from typing import Any
+
+import pytest
+
+from django_taskq import batch, chain, find_batch, find_chain, previous, result_of, workflow
+from django_taskq.models import Dependency, FinishedTask, Task, Workflow
+from tests.engine import drain, state_of
+from tests.guarantees.flows import collect, fail_once, refuse, say, wait_open
+from tests.guarantees.tasks import ran
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def states(handle: Any) -> list[str]:
+    return [state_of(row) for row in handle.tasks()]
+
+
+def test_a_member_of_a_chain_starts_when_the_one_before_it_has_succeeded() -> None:
+    """S0-85."""
+    handle = chain(say.s("a"), say.s("b"), say.s("c")).enqueue()
+    assert states(handle) == ["ready", "waiting", "waiting"]
+
+    drain()
+
+    assert ran == ["a", "b", "c"]
+    assert handle.refresh().status == "completed"
+    assert (handle.counts.total, handle.counts.open, handle.counts.succeeded) == (3, 0, 3)
+    assert find_chain(handle.id).status == "completed"
+
+
+def test_results_are_passed_on() -> None:
+    handle = chain(say.s("a"), say.s(previous), batch(say.s(previous), say.s("x")), collect.s(previous)).then(
+        collect.s(previous)
+    ).enqueue()
+
+    drain()
+
+    assert handle.refresh().status == "completed"
+    assert ran == ["a", "a", "a", "x", ["a", "x"], ["a", "x"]]
+
+
+def test_a_failed_member_ends_a_chain_and_catch_and_finally_are_called() -> None:
+    """S0-86."""
+    handle = (
+        chain(say.s("a"), refuse.s("b"), say.s("c")).then(say.s("then")).catch(say.s("catch")).finally_(say.s("finally"))
+    ).enqueue()
+
+    drain()
+
+    assert ran == ["a", "catch", "finally"]
+    assert handle.refresh().status == "failed"
+    assert states(handle) == ["succeeded", "dead", "cancelled"]
+    assert handle.replay() == 2
+    assert handle.refresh().status == "running"
+
+
+def test_a_batch_goes_on_after_a_failure() -> None:
+    """S0-87, S0-88."""
+    handle = batch(say.s("a"), refuse.s("b"), say.s("c")).then(say.s("then")).catch(say.s("catch")).finally_(
+        say.s("finally")
+    ).enqueue()
+
+    drain()
+
+    assert ran == ["a", "c", "catch", "finally"]
+    assert handle.refresh().status == "failed"
+    assert find_batch(handle.id).counts.failed == 1
+
+
+def test_an_allowed_failure_lets_it_complete() -> None:
+    handle = batch(say.s("a"), refuse.s("b"), say.s("c")).allow_failures(1).then(collect.s(previous)).enqueue()
+
+    drain()
+
+    assert handle.refresh().status == "completed"
+    assert ran == ["a", "c", ["a", None, "c"]]
+
+
+def test_a_graph_joins() -> None:
+    made = (
+        workflow("g")
+        .add("d", collect.s([result_of("b"), result_of("c")]), after=("b", "c"))
+        .add("a", say.s("a"))
+        .add("b", say.s("b"), after="a")
+        .add("c", say.s("c"), after="a")
+    )
+    handle = made.enqueue()
+
+    drain()
+
+    assert ran[0] == "a"
+    assert ran[3] == ["b", "c"]
+    assert handle.refresh().status == "completed"
+
+
+def test_an_empty_batch_completes_at_once_also_inside_a_chain() -> None:
+    handle = batch().then(say.s("then")).enqueue()
+    outer = chain(batch([]), say.s("a"), batch([]), collect.s(previous)).enqueue()
+
+    assert handle.status == "completed"
+    drain()
+
+    assert sorted(map(str, ran)) == ["[]", "a", "then"]
+    assert outer.refresh().status == "completed"
+
+
+def test_cancel() -> None:
+    handle = chain(say.s("a"), batch(say.s("b"), say.s("c")), say.s("d")).then(say.s("t")).finally_(say.s("f")).enqueue()
+
+    assert handle.cancel()
+
+    drain()
+    assert ran == ["f"]
+    assert handle.refresh().status == "cancelled"
+    assert not handle.cancel()
+    assert not Workflow.objects.exclude(state=4).exists()
+    assert handle.replay() == 4
+    drain()
+    assert ran == ["f", "a", "b", "c", "d", "t", "f"]
+    assert handle.refresh().status == "completed"
+
+
+def test_replay_of_a_failed_member_goes_on_with_the_chain_around() -> None:
+    from django_taskq import replay
+
+    handle = chain(say.s("a"), chain(fail_once.s("k"), say.s("b")), say.s("c")).catch(say.s("catch")).enqueue()
+    drain()
+    assert handle.refresh().status == "failed"
+    [dead] = FinishedTask.objects.filter(state=4)
+
+    replay(dead.pk)
+    drain()
+
+    assert handle.refresh().status == "completed"
+    assert ran == ["a", "catch", "k", "b", "c"]
+
+
+def test_a_gate() -> None:
+    handle = workflow("approve").add("a", say.s("a")).wait_for("ok", after="a").add(
+        "b", say.s(previous), after="ok"
+    ).enqueue()
+    drain()
+    assert ran == ["a"]
+
+    assert handle.signal("ok", {"by": "me"})
+    drain()
+
+    assert ran == ["a", {"by": "me"}]
+    assert handle.refresh().status == "completed"
+    assert not handle.signal("ok", 1)
+
+
+def test_add_from_inside() -> None:
+    handle = batch(wait_open.s(3)).then(collect.s(previous)).enqueue()
+
+    drain()
+
+    assert handle.refresh().status == "completed"
+    assert handle.counts.total == 4
+    assert ran[-1] == [3, 0, 1, 2]
+    assert not Task.objects.exists()
+    assert not Dependency.objects.exists()
