@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from django.dispatch import Signal
 
 from django_taskq import signals
 from django_taskq.domain.outcomes import ErrorInfo
+from django_taskq.domain.values import lean
 
 __all__ = [
     "AttemptsSettled",
@@ -59,26 +60,14 @@ __all__ = [
 logger = logging.getLogger("django_taskq")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened and is committed."""
 
-    # Written once here: generated for each of two dozen kinds, the three took 200 KiB of every worker.
 
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if item.repr)
-        return f"{type(self).__name__}({shown})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(
-            getattr(self, item.name) == getattr(other, item.name) for item in fields(self) if item.compare
-        )
-
-    def __hash__(self) -> int:
-        return hash((type(self), *(getattr(self, item.name) for item in fields(self) if item.compare)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEvent(Event):
     """An event of one task. ``task_id`` is its public id, ``task`` its name, ``alias`` its database."""
 
@@ -89,7 +78,8 @@ class TaskEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnqueued(TaskEvent):
     """A task was stored, and its transaction committed. ``run_after`` is None for "now"."""
 
@@ -97,7 +87,8 @@ class TaskEnqueued(TaskEvent):
     result: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStarted(TaskEvent):
     """A worker is about to call the task function. ``wait_seconds``: since the task could have run."""
 
@@ -106,7 +97,8 @@ class TaskStarted(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSucceeded(TaskEvent):
     """The function returned and that was committed."""
 
@@ -117,7 +109,8 @@ class TaskSucceeded(TaskEvent):
     result: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed(TaskEvent):
     """An attempt did not succeed. TaskRetried, TaskDead or TaskCancelled follows and says what came of it."""
 
@@ -127,35 +120,40 @@ class TaskFailed(TaskEvent):
     error: ErrorInfo | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRetried(TaskEvent):
     """The task will run again, not before ``run_after``."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSnoozed(TaskEvent):
     """The task put itself off; the attempt is not counted."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInterrupted(TaskEvent):
     """A stopping worker handed the running task back; the attempt is not counted."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRescued(TaskEvent):
     """The worker that held the task is gone. TaskRetried, TaskDead or TaskCancelled follows."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDead(TaskEvent):
     """The task is a dead letter now."""
 
@@ -166,7 +164,8 @@ class TaskDead(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCancelled(TaskEvent):
     """The task ended as cancelled. Sent once per task, unless an operator replays it and it is cancelled again."""
 
@@ -174,21 +173,24 @@ class TaskCancelled(TaskEvent):
     exception: BaseException | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReplayed(TaskEvent):
     """An operator sent a dead or cancelled task back."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDiscarded(TaskEvent):
     """An operator gave a dead task up."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementRefused(TaskEvent):
     """A worker wanted to write how an attempt ended, but its lease was lost; nothing was written."""
 
@@ -196,7 +198,8 @@ class SettlementRefused(TaskEvent):
     outcome: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnqueueRejected(Event):
     """An enqueue failed; no row was left. ``error`` says why."""
 
@@ -205,7 +208,8 @@ class EnqueueRejected(Event):
     error: BaseException = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerEvent(Event):
     """An event of one worker."""
 
@@ -214,22 +218,26 @@ class WorkerEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(WorkerEvent):
     """A worker announced itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStopped(WorkerEvent):
     """A worker said good-bye."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost(WorkerEvent):
     """A worker fell silent for longer than its lease and was declared dead."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePaused(Event):
     """Workers stop claiming from a queue."""
 
@@ -238,7 +246,8 @@ class QueuePaused(Event):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueResumed(Event):
     """Workers claim from a queue again."""
 
@@ -246,7 +255,8 @@ class QueueResumed(Event):
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksPruned(Event):
     """Retention deleted ``count`` finished tasks that had ended in ``state``."""
 
@@ -254,7 +264,8 @@ class TasksPruned(Event):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksStored(Event):
     """``count`` tasks of one name were stored on one queue. For counters; no signal."""
 
@@ -264,7 +275,8 @@ class TasksStored(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksClaimed(Event):
     """A worker took these claims. For counters; no signal."""
 
@@ -273,7 +285,8 @@ class TasksClaimed(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptsSettled(Event):
     """One settlement was committed: pairs of what ended and where it went. For counters; no signal."""
 
