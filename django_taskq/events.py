@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from django.dispatch import Signal
 
 from django_taskq import signals
 from django_taskq.domain.outcomes import ErrorInfo
+from django_taskq.domain.values import lean
 from django_taskq.domain.workflows import Counts
 
 __all__ = [
@@ -70,26 +71,14 @@ __all__ = [
 logger = logging.getLogger("django_taskq")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened and is committed."""
 
-    # Written once here: generated for each of two dozen kinds, the three took 200 KiB of every worker.
 
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if item.repr)
-        return f"{type(self).__name__}({shown})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(
-            getattr(self, item.name) == getattr(other, item.name) for item in fields(self) if item.compare
-        )
-
-    def __hash__(self) -> int:
-        return hash((type(self), *(getattr(self, item.name) for item in fields(self) if item.compare)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEvent(Event):
     """An event of one task. ``task_id`` is its public id, ``task`` its name, ``alias`` its database."""
 
@@ -100,7 +89,8 @@ class TaskEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnqueued(TaskEvent):
     """A task was stored, and its transaction committed. ``run_after`` is None for "now"."""
 
@@ -108,7 +98,8 @@ class TaskEnqueued(TaskEvent):
     result: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStarted(TaskEvent):
     """A worker is about to call the task function. ``wait_seconds``: since the task could have run."""
 
@@ -117,7 +108,8 @@ class TaskStarted(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSucceeded(TaskEvent):
     """The function returned and that was committed."""
 
@@ -128,7 +120,8 @@ class TaskSucceeded(TaskEvent):
     result: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed(TaskEvent):
     """An attempt did not succeed. TaskRetried, TaskDead or TaskCancelled follows and says what came of it."""
 
@@ -138,35 +131,40 @@ class TaskFailed(TaskEvent):
     error: ErrorInfo | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRetried(TaskEvent):
     """The task will run again, not before ``run_after``."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSnoozed(TaskEvent):
     """The task put itself off; the attempt is not counted."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInterrupted(TaskEvent):
     """A stopping worker handed the running task back; the attempt is not counted."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRescued(TaskEvent):
     """The worker that held the task is gone. TaskRetried, TaskDead or TaskCancelled follows."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDead(TaskEvent):
     """The task is a dead letter now."""
 
@@ -177,7 +175,8 @@ class TaskDead(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCancelled(TaskEvent):
     """The task ended as cancelled. Sent once per task, unless an operator replays it and it is cancelled again."""
 
@@ -185,21 +184,24 @@ class TaskCancelled(TaskEvent):
     exception: BaseException | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReplayed(TaskEvent):
     """An operator sent a dead or cancelled task back."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDiscarded(TaskEvent):
     """An operator gave a dead task up."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementRefused(TaskEvent):
     """A worker wanted to write how an attempt ended, but its lease was lost; nothing was written."""
 
@@ -207,7 +209,8 @@ class SettlementRefused(TaskEvent):
     outcome: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnqueueRejected(Event):
     """An enqueue failed; no row was left. ``error`` says why."""
 
@@ -216,7 +219,8 @@ class EnqueueRejected(Event):
     error: BaseException = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerEvent(Event):
     """An event of one worker."""
 
@@ -225,22 +229,26 @@ class WorkerEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(WorkerEvent):
     """A worker announced itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStopped(WorkerEvent):
     """A worker said good-bye."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost(WorkerEvent):
     """A worker fell silent for longer than its lease and was declared dead."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowEvent(Event):
     """An event of one workflow. ``kind`` is "chain", "batch" or "workflow", ``name`` what the project calls it."""
 
@@ -250,42 +258,48 @@ class WorkflowEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowStarted(WorkflowEvent):
     """A workflow was stored, or its turn came inside another one."""
 
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowAdvanced(WorkflowEvent):
     """Members ended, together with those that were settled with them: told once per settlement, not per member."""
 
     counts: Counts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowCompleted(WorkflowEvent):
     """All members of a workflow ended, and no more of them without success than it allows."""
 
     counts: Counts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowFailed(WorkflowEvent):
     """All members of a workflow ended, more of them dead than it allows."""
 
     counts: Counts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowCancelled(WorkflowEvent):
     """A workflow ended as cancelled: on request, or because members of it were."""
 
     counts: Counts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowReplayed(WorkflowEvent):
     """An operator sent members back, and the workflow is running again."""
 
@@ -293,14 +307,16 @@ class WorkflowReplayed(WorkflowEvent):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowMended(WorkflowEvent):
     """The duty *reconcile* found a workflow at odds with its tasks. ``found`` says what was wrong."""
 
     found: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackEnqueued(WorkflowEvent):
     """A callback was stored as a task. ``callback`` is "then", "catch", "finally" or "progress"."""
 
@@ -308,7 +324,8 @@ class CallbackEnqueued(WorkflowEvent):
     task_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackDead(WorkflowEvent):
     """A callback is a dead letter; the workflow's own state does not change by it."""
 
@@ -316,7 +333,8 @@ class CallbackDead(WorkflowEvent):
     task_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePaused(Event):
     """Workers stop claiming from a queue."""
 
@@ -325,7 +343,8 @@ class QueuePaused(Event):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueResumed(Event):
     """Workers claim from a queue again."""
 
@@ -333,7 +352,8 @@ class QueueResumed(Event):
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksPruned(Event):
     """Retention deleted ``count`` finished tasks that had ended in ``state``."""
 
@@ -341,7 +361,8 @@ class TasksPruned(Event):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksStored(Event):
     """``count`` tasks of one name were stored on one queue. For counters; no signal."""
 
@@ -351,7 +372,8 @@ class TasksStored(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksClaimed(Event):
     """A worker took these claims. For counters; no signal."""
 
@@ -360,7 +382,8 @@ class TasksClaimed(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptsSettled(Event):
     """One settlement was committed: pairs of what ended and where it went. For counters; no signal."""
 

@@ -30,6 +30,7 @@ from django_taskq.domain.outcomes import (
     Unknown,
 )
 from django_taskq.domain.states import LIVE, Ack, DeadReason, State
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import InvalidTransition
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the decision needs to know of a claimed task."""
@@ -68,6 +70,7 @@ class AttemptEnd:
     INTERRUPTED = "interrupted"
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     """

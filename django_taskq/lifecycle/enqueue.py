@@ -22,6 +22,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.retry import curve_to_data
 from django_taskq.domain.states import State
 from django_taskq.domain.transitions import initial_state
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import EnqueueCancelled, EnqueueTimeout, InvalidOptions
 from django_taskq.ids import task_ids
 from django_taskq.lifecycle import context, definitions, wake
@@ -35,6 +36,7 @@ __all__ = ["Stored", "Withdrawal", "columns_of", "database_for", "enqueue", "enq
 logger = logging.getLogger("django_taskq")
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """Tasks that were stored: their ids as integers, the moment, the state, and the database."""

@@ -31,9 +31,11 @@ def test_a_member_of_a_chain_starts_when_the_one_before_it_has_succeeded() -> No
 
 
 def test_results_are_passed_on() -> None:
-    handle = chain(say.s("a"), say.s(previous), batch(say.s(previous), say.s("x")), collect.s(previous)).then(
-        collect.s(previous)
-    ).enqueue()
+    handle = (
+        chain(say.s("a"), say.s(previous), batch(say.s(previous), say.s("x")), collect.s(previous))
+        .then(collect.s(previous))
+        .enqueue()
+    )
 
     drain()
 
@@ -44,7 +46,10 @@ def test_results_are_passed_on() -> None:
 def test_a_failed_member_ends_a_chain_and_catch_and_finally_are_called() -> None:
     """S0-86."""
     handle = (
-        chain(say.s("a"), refuse.s("b"), say.s("c")).then(say.s("then")).catch(say.s("catch")).finally_(say.s("finally"))
+        chain(say.s("a"), refuse.s("b"), say.s("c"))
+        .then(say.s("then"))
+        .catch(say.s("catch"))
+        .finally_(say.s("finally"))
     ).enqueue()
 
     drain()
@@ -58,9 +63,13 @@ def test_a_failed_member_ends_a_chain_and_catch_and_finally_are_called() -> None
 
 def test_a_batch_goes_on_after_a_failure() -> None:
     """S0-87, S0-88."""
-    handle = batch(say.s("a"), refuse.s("b"), say.s("c")).then(say.s("then")).catch(say.s("catch")).finally_(
-        say.s("finally")
-    ).enqueue()
+    handle = (
+        batch(say.s("a"), refuse.s("b"), say.s("c"))
+        .then(say.s("then"))
+        .catch(say.s("catch"))
+        .finally_(say.s("finally"))
+        .enqueue()
+    )
 
     drain()
 
@@ -107,7 +116,9 @@ def test_an_empty_batch_completes_at_once_also_inside_a_chain() -> None:
 
 
 def test_cancel() -> None:
-    handle = chain(say.s("a"), batch(say.s("b"), say.s("c")), say.s("d")).then(say.s("t")).finally_(say.s("f")).enqueue()
+    handle = (
+        chain(say.s("a"), batch(say.s("b"), say.s("c")), say.s("d")).then(say.s("t")).finally_(say.s("f")).enqueue()
+    )
 
     assert handle.cancel()
 
@@ -138,9 +149,13 @@ def test_replay_of_a_failed_member_goes_on_with_the_chain_around() -> None:
 
 
 def test_a_gate() -> None:
-    handle = workflow("approve").add("a", say.s("a")).wait_for("ok", after="a").add(
-        "b", say.s(previous), after="ok"
-    ).enqueue()
+    handle = (
+        workflow("approve")
+        .add("a", say.s("a"))
+        .wait_for("ok", after="a")
+        .add("b", say.s(previous), after="ok")
+        .enqueue()
+    )
     drain()
     assert ran == ["a"]
 
