@@ -133,7 +133,7 @@ def _advance_rows(
         conclude(row, by_workflow[row.pk], told, now)
         if row.has_ended and row.finished_at == now and row.parent_id is not None:
             upward.append(as_node(row))
-    store.save(alias, rows)
+    store.write(alias, rows)
     return upward
 
 
@@ -235,7 +235,7 @@ def start_workflows(alias: str, keys: Sequence[uuid.UUID], told: Advanced, now: 
         at_once = start_workflows(alias, inner, told, now) if inner else []
         absorb(row, at_once, told, now)
         conclude(row, at_once, told, now)
-        store.save(alias, [row])
+        store.write(alias, [row])
         if row.has_ended:
             ended.append(as_node(row))
     return ended

@@ -331,7 +331,7 @@ def _begin(alias: str, root: Workflow, layout: _Layout, told: advancing.Advanced
         [locked] = store.lock(alias, [root.pk])
         advancing.absorb(locked, ended, told, now)
         advancing.conclude(locked, ended, told, now)
-        store.save(alias, [locked])
+        store.write(alias, [locked])
         root.state, root.finished_at, root.open = locked.state, locked.finished_at, locked.open
 
 
@@ -441,7 +441,7 @@ def cancel(key: uuid.UUID, *, actor: str, reason: str) -> bool:
                 return []
             for row in rows:
                 row.cancel = True
-            store.save(alias, rows)
+            store.write(alias, rows)
             task_store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, target=f"workflow {key}")
             return [row.pk for row in rows]
 
@@ -490,7 +490,7 @@ def _end_empty(alias: str, flows: Sequence[uuid.UUID], now: datetime) -> None:
             for row in store.lock(alias, flows):
                 if not row.has_ended and not row.open:
                     advancing.conclude(row, [], told, now)
-                    store.save(alias, [row])
+                    store.write(alias, [row])
                     if row.parent_id is not None:
                         more = advancing.advance(alias, [advancing.as_node(row)], now=now)
                         told.events += more.events
@@ -615,7 +615,7 @@ class _Return:
                 [locked] = store.lock(alias, [child.pk])
                 child_goes = goes and not waits[child.pk]
                 count += self.bring_back(locked, None, goes=child_goes, told=told)
-                Workflow.objects.using(alias).filter(pk=child.pk).update(waits_for=waits[child.pk])
+                store.set_waits(alias, child.pk, waits[child.pk])
         for key in chosen:
             state = facts[key][0]
             name = {State.SUCCEEDED: "succeeded", State.DEAD: "failed"}.get(State(state), "cancelled")
@@ -625,7 +625,7 @@ class _Return:
         row.finished_at, row.cancel = None, False
         row.caught = row.failed > row.allowed
         row.replays += 1
-        store.save(alias, [row])
+        store.write(alias, [row])
         if goes:
             told.queues |= store.release(
                 alias, [key for key in chosen if not waits[key]], now=self.now, later=advancing.later
@@ -633,7 +633,7 @@ class _Return:
             if not row.open:
                 # Nothing to run again in it, such as an empty batch.
                 advancing.conclude(row, [], told, self.now)
-                store.save(alias, [row])
+                store.write(alias, [row])
         return count
 
     def _with_cut(
@@ -759,7 +759,7 @@ def add(key: uuid.UUID, members: Sequence[Any]) -> int:
             if row.state == WorkflowState.RUNNING and inner:
                 ended = advancing.start_workflows(alias, inner, told, layout.now)
                 advancing.absorb(row, ended, told, layout.now)
-            store.save(alias, [row])
+            store.write(alias, [row])
         return told
 
     told = vendor.retrying(once)

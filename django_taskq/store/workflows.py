@@ -38,11 +38,12 @@ __all__ = [
     "open_below",
     "open_gate",
     "release",
-    "save",
+    "set_waits",
     "start",
     "unblock_tasks",
     "unblock_workflows",
     "waiting_members",
+    "write",
 ]
 
 # Members of a statement with a list of ids.
@@ -87,7 +88,7 @@ def lock(alias: str, keys: Collection[uuid.UUID]) -> list[Workflow]:
     return list(rows)
 
 
-def save(alias: str, rows: Sequence[Workflow]) -> None:
+def write(alias: str, rows: Sequence[Workflow]) -> None:
     """Write the counts and states of locked workflows."""
     if len(rows) <= 3:
         for row in rows:
@@ -186,6 +187,11 @@ def release(alias: str, keys: Collection[uuid.UUID], *, now: datetime, later: An
     return queues
 
 
+def set_waits(alias: str, key: uuid.UUID, count: int) -> None:
+    """Let a workflow that is brought back wait for so many others."""
+    Workflow.objects.using(alias).filter(pk=key).update(waits_for=count)
+
+
 def start(alias: str, keys: Collection[uuid.UUID], *, now: datetime) -> list[Workflow]:
     """Start waiting workflows, and return them, locked."""
     Workflow.objects.using(alias).filter(pk__in=keys, state=WorkflowState.WAITING).update(
@@ -224,7 +230,7 @@ def cut_workflow(alias: str, key: uuid.UUID, *, now: datetime) -> tuple[list[Wor
         tasks += ended
     row.state, row.finished_at = int(WorkflowState.CANCELLED), now
     row.cancelled, row.open = row.cancelled + row.open, 0
-    save(alias, [row])
+    write(alias, [row])
     return workflows, tasks
 
 
