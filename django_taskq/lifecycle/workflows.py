@@ -428,9 +428,9 @@ def end_members(
     return ended
 
 
-def cancel(key: uuid.UUID, *, actor: str, reason: str) -> bool:
+def cancel(key: uuid.UUID, *, actor: str, reason: str, alias: str | None = None) -> bool:
     """Cancel a workflow with all inside it; return False if it had ended."""
-    alias, now = _alias(), clock.now()
+    alias, now = alias or _alias(), clock.now()
     vendor = vendor_for(alias)
 
     def ask() -> list[uuid.UUID]:
@@ -442,7 +442,9 @@ def cancel(key: uuid.UUID, *, actor: str, reason: str) -> bool:
             for row in rows:
                 row.cancel = True
             store.write(alias, rows)
-            task_store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, target=f"workflow {key}")
+            task_store.audit(
+                alias, actor=actor, action="cancel", now=now, reason=reason, target=f"workflow {key}", key=key
+            )
             return [row.pk for row in rows]
 
     flows = vendor.retrying(ask)
@@ -503,9 +505,11 @@ def _end_empty(alias: str, flows: Sequence[uuid.UUID], now: datetime) -> None:
 # Bringing back
 
 
-def replay(key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str, reason: str) -> int:
+def replay(
+    key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str, reason: str, alias: str | None = None
+) -> int:
     """Send back what did not succeed, or everything; return how many tasks."""
-    alias, now = _alias(), clock.now()
+    alias, now = alias or _alias(), clock.now()
     vendor = vendor_for(alias)
 
     def once() -> tuple[int, advancing.Advanced]:
@@ -532,6 +536,7 @@ def replay(key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str
                 now=now,
                 reason=reason,
                 target=f"workflow {key}",
+                key=key,
                 detail={"from_start": from_start, "tasks": count},
             )
         return count, told
