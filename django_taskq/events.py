@@ -452,7 +452,11 @@ def wanted(kind: type[Event]) -> bool:
     signal = _SIGNALS.get(kind)
     if signal is not None and signal.receivers:
         return True
-    return any(when is None or when() for _, when in _listeners.get(kind, ()))
+    # A loop, as this is asked twice for each enqueue: a generator costs more than what it asks.
+    for _, when in _listeners.get(kind, ()):  # noqa: SIM110
+        if when is None or when():
+            return True
+    return False
 
 
 def emit(event: Event) -> None:

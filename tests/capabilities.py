@@ -21,6 +21,8 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     "update_returning": frozenset({"postgresql", "sqlite"}),
     # The database wakes a waiting worker.
     "listen_notify": frozenset({"postgresql"}),
+    # The INSERT of a task is prepared once for a connection.
+    "prepared_insert": frozenset({"postgresql"}),
     # The database has a clock of its own, and not just that of whoever asks.
     "server_clock": frozenset({"postgresql", "mysql"}),
     # Writers exclude each other: while one holds the file, all others wait.
