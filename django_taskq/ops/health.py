@@ -22,7 +22,7 @@ __all__ = ["Finding", "Level", "Limits", "check"]
 # How much over a limit is bad, not only worth a look.
 FAR = 10
 # Each duty says at least every ten seconds that it ran, prune every minute.
-_DUTY_LATE = {"promote": 60, "rescue": 60, "snapshot": 120, "prune": 600}
+_DUTY_LATE = {"promote": 60, "rescue": 60, "snapshot": 120, "prune": 600, "reconcile": 600}
 
 
 class Level(IntEnum):
