@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django_taskq import conf, events
+from django_taskq import clock, conf, events
 from django_taskq.domain import payload
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import Kind, Role, WorkflowState, end_of, node_state
@@ -333,8 +333,10 @@ def later(options: str, now: datetime) -> dict[str, Any]:
     if "expires" in spans:
         found["expires_at"] = eligible + timedelta(seconds=spans["expires"])
     if values.get("max_time") is not None:
-        own = eligible + timedelta(seconds=values["max_time"])
-        found["deadline_at"] = own
+        found["deadline_at"] = eligible + timedelta(seconds=values["max_time"])
+    if "until" in spans:
+        until = clock.from_timestamp(spans["until"])
+        found["deadline_at"] = min(found.get("deadline_at", until), until)
     return found
 
 

@@ -51,6 +51,8 @@ __all__ = [
 
 _CHUNK = 1000
 _TURNS = 20
+# Where the deadline stands among the columns of ``columns_of``.
+_DEADLINE = NewTask._fields.index("deadline_at") - 1
 _GATE = "django_taskq.gates.received"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -79,6 +81,9 @@ class Composition(Protocol):
     @property
     def start_options(self) -> Mapping[str, Any]: ...
 
+    @property
+    def until(self) -> timedelta | datetime | None: ...
+
 
 class Node(NamedTuple):
     """A member of a composition: its name, a signature, composition or gate, and the names of those it waits for."""
@@ -100,6 +105,7 @@ class _Layout:
         self.calls: list[tuple[int, Any, Sequence[Any], Mapping[str, Any]]] = []
         self._shared: dict[Any, tuple[str, tuple[Any, ...]]] = {}
         self._kept: list[Any] = []
+        self._until: datetime | None = None
 
     def lay(
         self,
@@ -118,6 +124,7 @@ class _Layout:
         """
         given = {**made.options, **(given or {})}
         start = {**made.start_options, **(start or {})}
+        outer_until, self._until = self._until, self._earlier(made.until)
         row = Workflow(
             id=uuid.UUID(int=task_ids.one()),
             kind=int(made.kind),
@@ -141,7 +148,15 @@ class _Layout:
             row.names = _json(ids)
         stored = {kind: [self._callback(call, row) for call in calls] for kind, calls in made.callbacks.items()}
         row.callbacks = _json(stored) if stored else None
+        self._until = outer_until
         return row
+
+    def _earlier(self, until: timedelta | datetime | None) -> datetime | None:
+        """Return the earlier of the deadline around and one of its own."""
+        if until is None:
+            return self._until
+        moment = self.now + until if isinstance(until, timedelta) else until
+        return moment if self._until is None else min(moment, self._until)
 
     def add_nodes(
         self,
@@ -193,13 +208,18 @@ class _Layout:
             task, delay = self._changed(task, delay, given, start)
         if delay is not None:
             if is_waiting:
-                extra["later"] = {"delay": delay.total_seconds()}
+                extra["later"] = {**extra.get("later", {}), "delay": delay.total_seconds()}
             else:
                 task = task.using(run_after=self.now + delay)
         args, kwargs, found = references.take_out(call.args, call.kwargs or {})
         if found:
             extra["refs"] = [[path, _target(name, last, ids)] for path, name in found]
+        if self._until is not None:
+            extra["later"] = {**extra.get("later", {}), "until": self._until.timestamp()}
         _, shared = self._columns(task, is_waiting=is_waiting, extra=extra)
+        if self._until is not None and not is_waiting:
+            own = shared[_DEADLINE]
+            shared = (*shared[:_DEADLINE], min(own or self._until, self._until), *shared[_DEADLINE + 1 :])
         text = payload.encode_arguments(args, kwargs, limit=self.options.max_payload_bytes)
         self.tasks.append(NewTask(number, *shared, text, row.pk.int, int(Role.MEMBER), waits or None))  # type: ignore[call-arg]  # a tuple of unknown length
         self.calls.append((number, task, args, kwargs))
