@@ -16,9 +16,8 @@ from functools import cached_property, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from django.db.backends.base.base import BaseDatabaseWrapper
-
 from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_taskq.domain.states import State
 from django_taskq.models import FinishedTask, Task
