@@ -11,6 +11,7 @@ They let counters cost a task less than its own events would.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -309,6 +310,8 @@ Listener = Callable[[Any], None]
 Condition = Callable[[], bool]
 
 _listeners: dict[type[Event], tuple[tuple[Listener, Condition | None], ...]] = {}
+# For changing, not for reading: two that subscribe at once must not lose one of the two.
+_changing = threading.Lock()
 
 
 def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None = None) -> None:
@@ -318,14 +321,19 @@ def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None =
     ``when`` says whether the listener cares at the moment; it must be cheap.
     Subscribing the same listener again changes nothing.
     """
-    # Compared by value: each look at a method makes a new object of it.
-    kept = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
-    _listeners[kind] = (*kept, (listener, when))
+    with _changing:
+        _listeners[kind] = (*_without(kind, listener), (listener, when))
 
 
 def unsubscribe(kind: type[Event], listener: Listener) -> None:
     """Undo ``subscribe``; does nothing for a listener that is not there."""
-    _listeners[kind] = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
+    with _changing:
+        _listeners[kind] = _without(kind, listener)
+
+
+def _without(kind: type[Event], listener: Listener) -> tuple[tuple[Listener, Condition | None], ...]:
+    # Compared by value: each look at a method makes a new object of it.
+    return tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
 
 
 def wanted(kind: type[Event]) -> bool:
