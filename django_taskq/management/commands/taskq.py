@@ -21,7 +21,7 @@ from django.utils.dateparse import parse_datetime
 from django_taskq import clock, conf
 from django_taskq.domain.states import FINAL, LIVE, DeadReason, State
 from django_taskq.duties import prune
-from django_taskq.exceptions import InvalidPayload
+from django_taskq.exceptions import InvalidCursor, InvalidPayload
 from django_taskq.lifecycle import control
 from django_taskq.lifecycle.enqueue import database_for
 from django_taskq.management.output import FORMATS, Report, one_line, write
@@ -215,7 +215,7 @@ class Command(BaseCommand):
         name = "_".join(filter(None, (options["verb"], options.get("dead_verb"))))
         try:
             getattr(self, f"_{name}")(alias, options)
-        except search.InvalidCursor as error:
+        except InvalidCursor as error:
             raise CommandError(f"--after: {error}", returncode=USAGE) from error
         except Error as error:
             raise CommandError(f"the database {alias!r} refused: {error}", returncode=FAILED) from error
