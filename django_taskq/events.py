@@ -4,8 +4,8 @@ What can be observed: one value per event, told in the past tense, after commit.
 Logic calls ``emit``; logs, metrics and the signals of ``signals.py`` only
 listen. ``wanted`` answers before an event is made, so that nothing is paid
 where nobody listens. A listener that raises is logged and passed over.
-Its surprise: three kinds at the end carry a whole batch and have no signal.
-They let counters cost a task less than its own events would.
+Its surprise: four kinds at the end have no signal. Three carry a whole batch:
+they let counters cost a task less than its own events would.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "Event",
     "QueuePaused",
     "QueueResumed",
+    "ResultsDropped",
     "SettlementRefused",
     "TaskCancelled",
     "TaskDead",
@@ -281,6 +282,13 @@ class AttemptsSettled(Event):
     settled: Sequence[tuple[Any, Any]]
     refused: Sequence[Any]
     alias: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class ResultsDropped(Event):
+    """A stream of results in this process had no room for ``count`` outcomes. For counters; no signal."""
+
+    count: int
 
 
 _SIGNALS: dict[type[Event], Signal] = {
