@@ -27,6 +27,8 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     "one_writer": frozenset({"sqlite"}),
     # A server of the test's own can be crashed and started again: PostgreSQL comes as a wheel.
     "crash_restart": frozenset({"postgresql"}),
+    # The database says how many pages a statement read.
+    "page_counts": frozenset({"postgresql"}),
     # A connection can be cut from outside, as a restart or a failover does.
     "server_connections": frozenset({"postgresql", "mysql"}),
 }
