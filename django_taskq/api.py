@@ -116,12 +116,11 @@ def enqueue_many(task: Any, calls: Iterable[Any]) -> EnqueuedTasks:
 
 def find_task(task_id: str, *, using: str | None = None) -> TaskModel | FinishedTask:
     """Return the row of a task, live or finished. Raise TaskNotFound."""
-    from django_taskq import conf
     from django_taskq.exceptions import TaskNotFound
-    from django_taskq.lifecycle.enqueue import database_for
+    from django_taskq.lifecycle.enqueue import main_database
     from django_taskq.store import tasks as store
 
-    row = store.find(using or database_for(conf.options()), task_id)
+    row = store.find(using or main_database(), task_id)
     if row is None:
         raise TaskNotFound(f"no task has the id {task_id!r}")
     return row
@@ -152,11 +151,10 @@ def finished_since(
     No task is passed over that was committed within ``lag`` seconds after its end; until then none is shown.
     Not inside a transaction that shows a snapshot. Raise InvalidCursor.
     """
-    from django_taskq import conf
-    from django_taskq.lifecycle.enqueue import database_for
+    from django_taskq.lifecycle.enqueue import main_database
     from django_taskq.ops import finished
 
-    return finished.finished_since(using or database_for(conf.options()), since, limit=limit, lag=lag)
+    return finished.finished_since(using or main_database(), since, limit=limit, lag=lag)
 
 
 async def afinished_since(
@@ -168,52 +166,70 @@ async def afinished_since(
     return await sync_to_async(finished_since)(since, limit=limit, lag=lag, using=using)
 
 
-def cancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
-    """Cancel tasks: waiting ones at once, running ones by asking. Raise TaskNotFound for a single unknown id."""
+def cancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "", using: str | None = None) -> Changed:
+    """
+    Cancel tasks: waiting ones at once, running ones by asking. Raise TaskNotFound for a single unknown id.
+
+    ``using``, here and below, is the database the tasks are in; None: that of the main backend.
+    """
     from django_taskq.lifecycle import control
 
-    return control.cancel(ids, actor=actor, reason=reason)
+    return control.cancel(ids, actor=actor, reason=reason, alias=using)
 
 
-async def acancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
+async def acancel(
+    ids: str | Iterable[str], *, actor: str = "api", reason: str = "", using: str | None = None
+) -> Changed:
     """Do what ``cancel`` does, without blocking the event loop."""
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(cancel)(ids, actor=actor, reason=reason)
+    return await sync_to_async(cancel)(ids, actor=actor, reason=reason, using=using)
 
 
-def replay(ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = "") -> Changed:
+def replay(
+    ids: str | Iterable[str],
+    *,
+    attempts: int | None = None,
+    actor: str = "api",
+    reason: str = "",
+    using: str | None = None,
+) -> Changed:
     """Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id."""
     from django_taskq.lifecycle import control
 
-    return control.replay(ids, attempts=attempts, actor=actor, reason=reason)
+    return control.replay(ids, attempts=attempts, actor=actor, reason=reason, alias=using)
 
 
 async def areplay(
-    ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = ""
+    ids: str | Iterable[str],
+    *,
+    attempts: int | None = None,
+    actor: str = "api",
+    reason: str = "",
+    using: str | None = None,
 ) -> Changed:
     """Do what ``replay`` does, without blocking the event loop."""
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(replay)(ids, attempts=attempts, actor=actor, reason=reason)
+    return await sync_to_async(replay)(ids, attempts=attempts, actor=actor, reason=reason, using=using)
 
 
-def discard(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
+def discard(ids: str | Iterable[str], *, actor: str = "api", reason: str = "", using: str | None = None) -> Changed:
     """Give dead tasks up for good. Raise TaskNotFound for a single unknown id."""
     from django_taskq.lifecycle import control
 
-    return control.discard(ids, actor=actor, reason=reason)
+    return control.discard(ids, actor=actor, reason=reason, alias=using)
 
 
-def pause_queue(queue: str, *, actor: str = "api", reason: str = "") -> bool:
+def pause_queue(queue: str, *, actor: str = "api", reason: str = "", using: str | None = None) -> bool:
     """Stop workers from claiming from a queue, within a second; return False if it was paused already."""
     from django_taskq.lifecycle import control
 
-    return control.pause(queue, actor=actor, reason=reason)
+    return control.pause(queue, actor=actor, reason=reason, alias=using)
 
 
-def resume_queue(queue: str, *, actor: str = "api", reason: str = "") -> bool:
+def resume_queue(queue: str, *, actor: str = "api", reason: str = "", using: str | None = None) -> bool:
     """Let workers claim from a paused queue again; return False if it was not paused."""
     from django_taskq.lifecycle import control
 
-    return control.resume(queue, actor=actor, reason=reason)
+    return control.resume(queue, actor=actor, reason=reason, alias=using)

@@ -63,6 +63,21 @@ def configured() -> dict[str, dict[str, Any]]:
         return {"default": _sqlite()}
 
 
+def beside(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a second database on the same server, or in a second file."""
+    name = f"{found['NAME']}_other"
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            for suffix in ("", "-wal", "-shm"):
+                Path(name + suffix).unlink(missing_ok=True)
+
+    if found["ENGINE"].endswith("sqlite3"):
+        atexit.register(remove)
+    return {**found, "NAME": name, "TEST": {**found["TEST"], "NAME": name}}
+
+
 def forget_parent(variables: dict[str, str]) -> dict[str, str]:
     """Return an environment for a test process that must have a database of its own."""
     return {key: value for key, value in variables.items() if key != NAME_VARIABLE}
