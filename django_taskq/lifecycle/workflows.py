@@ -305,12 +305,12 @@ def _json(value: Any) -> str:
 
 
 def _alias() -> str:
-    return enqueueing.database_for(conf.options())
+    return enqueueing.main_database()
 
 
 def enqueue(made: Composition) -> Workflow:
     """Store a composition in the caller's transaction, and return its row."""
-    options = conf.options()
+    options = conf.options(conf.main_alias())
     alias = _alias()
     layout = _Layout(options, clock.now())
     root = layout.lay(made)
@@ -751,7 +751,7 @@ def _no_item(value: Any) -> str:
 
 def add(key: uuid.UUID, members: Sequence[Any]) -> int:
     """Add members to a batch that has not ended; return how many."""
-    alias, options = _alias(), conf.options()
+    alias, options = _alias(), conf.options(conf.main_alias())
     vendor = vendor_for(alias)
     nodes = [Node(str(at), item) for at, item in enumerate(items_of(members))]
     for node in nodes:
@@ -793,7 +793,7 @@ def signal(key: uuid.UUID, name: str, value: Any) -> bool:
     """Give a gate its payload; return False if it had it."""
     alias, now = _alias(), clock.now()
     vendor = vendor_for(alias)
-    text = payload.encode_arguments((value,), {}, limit=conf.options().max_payload_bytes)
+    text = payload.encode_arguments((value,), {}, limit=conf.options(conf.main_alias()).max_payload_bytes)
 
     def once() -> advancing.Advanced | None:
         with vendor.atomic():
