@@ -22,7 +22,13 @@ from django_taskq import clock, conf, events
 from django_taskq.domain import payload
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import Kind, Role, WorkflowState, in_order
-from django_taskq.exceptions import InvalidTransition, InvalidWorkflow, WaitTimeout, WorkflowEnded
+from django_taskq.exceptions import (
+    InvalidTransition,
+    InvalidWorkflow,
+    UnsupportedCapability,
+    WaitTimeout,
+    WorkflowEnded,
+)
 from django_taskq.ids import task_ids
 from django_taskq.lifecycle import advance as advancing
 from django_taskq.lifecycle import definitions, references, wake
@@ -97,6 +103,7 @@ class _Layout:
     """The rows of a composition."""
 
     def __init__(self, options: conf.Options, now: datetime) -> None:
+        self.alias = enqueueing.database_for(options)
         self.options = options
         self.now = now
         self.workflows: list[Workflow] = []
@@ -245,6 +252,8 @@ class _Layout:
     def _columns(self, task: Any, *, is_waiting: bool, extra: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
         key = (id(task), is_waiting)
         found = self._shared.get(key)
+        if found is None:
+            self._check(task)
         if found is None or extra:
             name = definitions.stored_name(task)
             is_late = task.run_after is not None and task.run_after > self.now
@@ -256,6 +265,19 @@ class _Layout:
             found = self._shared[key] = (name, columns)
         return found
 
+    def _check(self, task: Any) -> None:
+        """Refuse a task that its backend would not take, or that is not stored in the workflow's database."""
+        backend = task.get_backend()
+        if not getattr(backend, "stores_tasks_in_database", False):
+            raise UnsupportedCapability("workflows", type(backend).__name__)
+        backend.validate_task(task)
+        database = enqueueing.database_for(backend.taskq_options)
+        if database != self.alias:
+            raise InvalidWorkflow(
+                f"{definitions.stored_name(task)} is stored in the database {database!r}, and workflows in "
+                f"{self.alias!r}, that of the main backend; only tasks of that one can be members and callbacks"
+            )
+
     def _callback(self, call: Any, row: Workflow) -> dict[str, Any]:
         """Return what is kept of a callback until it is called; ``previous`` stands for the workflow's results."""
         args, kwargs, found = references.take_out(call.args, call.kwargs or {})
@@ -265,6 +287,7 @@ class _Layout:
             extra["refs"] = [[path, _target(name, str(row.pk), names)] for path, name in found]
         if call.delay is not None:
             extra["later"] = {"delay": call.delay.total_seconds()}
+        self._check(call.task)
         name = definitions.stored_name(call.task)
         columns = enqueueing.columns_of(call.task, name, self.options, state=State.WAITING, now=self.now, extra=extra)
         return {
