@@ -75,7 +75,7 @@ class _Validated(BaseTaskBackend):
             raise invalid_task("Task function must have a name: no worker can import a lambda.")
 
     def supports(self, capability: str) -> bool:
-        """Return whether this backend can do "workflows", "defer", "get_result", "priority", "async", "pause" or "stats"."""
+        """Return whether this can do "workflows", "defer", "get_result", "priority", "async", "pause" or "stats"."""
         return capability in self.capabilities
 
     capabilities: frozenset[str] = frozenset()
