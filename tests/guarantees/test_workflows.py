@@ -8,7 +8,7 @@ import pytest
 from django_taskq import batch, chain, clock, find_batch, find_chain, previous, result_of, workflow
 from django_taskq.domain.states import State
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
-from tests.engine import claim_one, drain, run_and_settle, state_of
+from tests.engine import claim, claim_one, drain, run, run_and_settle, state_of, write
 from tests.guarantees.flows import collect, fail_once, refuse, say, wait_open
 from tests.guarantees.tasks import ran
 
@@ -195,3 +195,17 @@ def test_add_from_inside() -> None:
     assert ran[-1] == [3, 0, 1, 2]
     assert not Task.objects.exists()
     assert not Dependency.objects.exists()
+
+
+def test_many_workflows_advance_in_one_settlement() -> None:
+    """S0-95: each by its own counts."""
+    handles = [chain(say.s(at), say.s(at + 100)).enqueue() for at in range(8)]
+    claims = claim(limit=8)
+    assert len(claims) == 8
+
+    settled = write(run(found) for found in claims)
+
+    assert settled.count == 8
+    assert [(row.open, row.succeeded, row.state) for row in Workflow.objects.all()] == [(1, 1, 1)] * 8
+    drain()
+    assert {handle.refresh().status for handle in handles} == {"completed"}

@@ -20,7 +20,7 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_taskq.domain.states import State
-from django_taskq.models import FinishedTask, Task
+from django_taskq.models import FinishedTask, Task, Workflow
 from django_taskq.store.rows import Again, Claim, Ending, NewTask
 from django_taskq.store.vendors.base import CARRIED, Listener, Vendor
 from django_taskq.store.vendors.on_conflict import add_stats_on_conflict
@@ -38,6 +38,7 @@ _IDLE_SECONDS = 10.0
 
 TASK = f'"{Task._meta.db_table}"'
 FINISHED = f'"{FinishedTask._meta.db_table}"'
+WORKFLOW = f'"{Workflow._meta.db_table}"'
 
 _CLAIMED = (
     "id::text, queue, rank, attempt, max_attempts, ack, name, args, options, metadata,"
@@ -383,6 +384,19 @@ class PostgreSQL(Vendor):
 
     def add_stats(self, sums: dict[tuple[datetime, str, str, int], list[int]]) -> None:
         add_stats_on_conflict(self, sums)
+
+    def save_workflows(self, rows: Sequence[Any], names: Sequence[str]) -> None:
+        statement = self._save_workflows(tuple(names))
+        columns = [[getattr(row, name) for row in rows] for name in names]
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, [_array(row.pk for row in rows), *columns])
+
+    def _save_workflows(self, names: tuple[str, ...]) -> str:
+        kinds = [Workflow._meta.get_field(name).db_type(self.connection) for name in names]
+        arrays = ", ".join(f"%s::{kind}[]" for kind in ("uuid", *kinds))
+        changes = ", ".join(f"{name} = f.f_{name}" for name in names)
+        given = ", ".join(f"f_{name}" for name in ("id", *names))
+        return f"UPDATE {WORKFLOW} w SET {changes} FROM unnest({arrays}) f ({given}) WHERE w.id = f.f_id"
 
     # Upkeep
 
