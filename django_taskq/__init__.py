@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from django_taskq.api import (
     acancel,
+    afinished_since,
     areplay,
     cancel,
     discard,
     enqueue_many,
     find_task,
+    finished_since,
     pause_queue,
     replay,
     resume_queue,
+    subscribe_results,
 )
 from django_taskq.domain.retry import Exponential, Fixed, Steps
 from django_taskq.exceptions import (
@@ -88,6 +91,7 @@ __all__ = [
     "WorkflowHandle",
     "WorkflowNotFound",
     "acancel",
+    "afinished_since",
     "areplay",
     "batch",
     "cancel",
@@ -98,11 +102,13 @@ __all__ = [
     "find_chain",
     "find_task",
     "find_workflow",
+    "finished_since",
     "pause_queue",
     "previous",
     "replay",
     "result_of",
     "resume_queue",
+    "subscribe_results",
     "task",
     "workflow",
 ]

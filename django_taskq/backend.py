@@ -75,7 +75,7 @@ class _Validated(BaseTaskBackend):
             raise invalid_task("Task function must have a name: no worker can import a lambda.")
 
     def supports(self, capability: str) -> bool:
-        """Return whether this backend can "defer", "get_result", "priority", "async", "pause" or "stats"."""
+        """Return whether this can do "workflows", "defer", "get_result", "priority", "async", "pause" or "stats"."""
         return capability in self.capabilities
 
     capabilities: frozenset[str] = frozenset()
@@ -108,7 +108,7 @@ class DatabaseBackend(_Validated):
     supports_async_task = True
     supports_get_result = True
     supports_priority = True
-    capabilities = frozenset({"defer", "get_result", "priority", "async", "pause", "stats", "admin"})
+    capabilities = frozenset({"defer", "get_result", "priority", "async", "pause", "stats", "admin", "workflows"})
 
     @property
     def taskq_options(self) -> conf.Options:

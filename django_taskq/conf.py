@@ -421,6 +421,12 @@ def aliases() -> list[str]:
     return [alias for alias, params in named.items() if is_ours(params.get("BACKEND", ""))]
 
 
+def main_alias() -> str | None:
+    """Return "default" where that stores tasks with this app, else the first alias that does, None where none does."""
+    found = aliases()
+    return "default" if "default" in found else next(iter(found), None)
+
+
 def is_ours(path: str) -> bool:
     """Return whether a dotted path names the database backend of this app, or a subclass of it."""
     if path in BACKEND_PATHS:

@@ -4,13 +4,14 @@ What can be observed: one value per event, told in the past tense, after commit.
 Logic calls ``emit``; logs, metrics and the signals of ``signals.py`` only
 listen. ``wanted`` answers before an event is made, so that nothing is paid
 where nobody listens. A listener that raises is logged and passed over.
-Its surprise: three kinds at the end carry a whole batch and have no signal.
-They let counters cost a task less than its own events would.
+Its surprise: four kinds at the end have no signal. Three carry a whole batch:
+they let counters cost a task less than its own events would.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,6 +33,7 @@ __all__ = [
     "Event",
     "QueuePaused",
     "QueueResumed",
+    "ResultsDropped",
     "SettlementRefused",
     "TaskCancelled",
     "TaskDead",
@@ -392,6 +394,13 @@ class AttemptsSettled(Event):
     alias: str = "default"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class ResultsDropped(Event):
+    """A stream of results in this process had no room for ``count`` outcomes. For counters; no signal."""
+
+    count: int
+
+
 _SIGNALS: dict[type[Event], Signal] = {
     TaskEnqueued: signals.task_enqueued,
     TaskStarted: signals.task_started,
@@ -428,6 +437,8 @@ Listener = Callable[[Any], None]
 Condition = Callable[[], bool]
 
 _listeners: dict[type[Event], tuple[tuple[Listener, Condition | None], ...]] = {}
+# For changing, not for reading: two that subscribe at once must not lose one of the two.
+_changing = threading.Lock()
 
 
 def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None = None) -> None:
@@ -437,14 +448,19 @@ def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None =
     ``when`` says whether the listener cares at the moment; it must be cheap.
     Subscribing the same listener again changes nothing.
     """
-    # Compared by value: each look at a method makes a new object of it.
-    kept = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
-    _listeners[kind] = (*kept, (listener, when))
+    with _changing:
+        _listeners[kind] = (*_without(kind, listener), (listener, when))
 
 
 def unsubscribe(kind: type[Event], listener: Listener) -> None:
     """Undo ``subscribe``; does nothing for a listener that is not there."""
-    _listeners[kind] = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
+    with _changing:
+        _listeners[kind] = _without(kind, listener)
+
+
+def _without(kind: type[Event], listener: Listener) -> tuple[tuple[Listener, Condition | None], ...]:
+    # Compared by value: each look at a method makes a new object of it.
+    return tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
 
 
 def wanted(kind: type[Event]) -> bool:
@@ -452,7 +468,11 @@ def wanted(kind: type[Event]) -> bool:
     signal = _SIGNALS.get(kind)
     if signal is not None and signal.receivers:
         return True
-    return any(when is None or when() for _, when in _listeners.get(kind, ()))
+    # A loop, as this is asked twice for each enqueue: a generator costs more than what it asks.
+    for _, when in _listeners.get(kind, ()):  # noqa: SIM110
+        if when is None or when():
+            return True
+    return False
 
 
 def emit(event: Event) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django_taskq.domain.workflows import Kind, Placeholder, check_allowance, in_order
@@ -73,6 +74,7 @@ class Composition:
     callbacks: Mapping[str, tuple[Signature[Any], ...]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     start_options: Mapping[str, Any] = field(default_factory=dict)
+    until: timedelta | datetime | None = None
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -106,6 +108,25 @@ class Composition:
         if not isinstance(label, str) or len(label) > 200:
             raise InvalidWorkflow(f"the name of a workflow must be text of up to 200 characters, got {label!r}")
         return replace(self, label=label)
+
+    def deadline(self, until: timedelta | float | datetime) -> Self:
+        """
+        Give all members, at any depth, one time by which they must have ended: an aware datetime, or a span from now.
+
+        A member that runs is told (``context.deadline``); one that has not started by then is dead,
+        with the reason "budget_expired". Callbacks have time of their own.
+        """
+        if isinstance(until, int | float) and not isinstance(until, bool):
+            until = timedelta(seconds=until)
+        moment: Any = until
+        is_moment = isinstance(moment, datetime) and moment.utcoffset() is not None
+        if not is_moment and not (isinstance(until, timedelta) and until > timedelta(0)):
+            raise InvalidOptions(
+                f"deadline must be an aware datetime or a span of more than 0 seconds, got {until!r}",
+                field="deadline",
+                code="type",
+            )
+        return replace(self, until=moment)
 
     def on_queue(self, queue_name: str) -> Self:
         """Put all members on this queue, whatever their definitions say. Callbacks stay where theirs say."""

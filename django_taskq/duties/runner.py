@@ -12,7 +12,7 @@ from functools import partial
 from django.db import DatabaseError, InterfaceError
 
 from django_taskq import conf
-from django_taskq.duties import promote, prune, rescue, snapshot
+from django_taskq.duties import promote, prune, reconcile, rescue, snapshot
 from django_taskq.duties.leader import Leader
 from django_taskq.store import duties as store
 
@@ -27,6 +27,7 @@ DUTIES: dict[str, Duty] = {
     "rescue": rescue.run_once,
     "snapshot": snapshot.run_once,
     "prune": prune.run_once,
+    "reconcile": reconcile.run_once,
 }
 _REPORT_SECONDS = 10.0
 _PROMOTE_SECONDS = 0.25
@@ -48,10 +49,15 @@ class DutyRunner:
             "rescue": options.heartbeat_seconds / 2,
             "snapshot": 10.0,
             "prune": 60.0,
+            "reconcile": 30.0,
         }
         # The others have no memory.
         watch = rescue.Watch(options.heartbeat_seconds)
-        self._duties: dict[str, Duty] = {**DUTIES, "rescue": partial(rescue.run_once, watch=watch)}
+        self._duties: dict[str, Duty] = {
+            **DUTIES,
+            "rescue": partial(rescue.run_once, watch=watch),
+            "reconcile": partial(reconcile.run_once, place=reconcile.Round()),
+        }
         self._due_at = dict.fromkeys(DUTIES, 0.0)
         self._reported_at: dict[str, float] = {}
 
@@ -69,7 +75,7 @@ class DutyRunner:
             self._due_at[name] = tick + self._intervals[name] * random.uniform(0.9, 1.1)
             count, error = self._run(duty)
             self._report(name, count, error, time.monotonic() - tick)
-            if name in ("promote", "rescue"):
+            if name in ("promote", "rescue", "reconcile"):
                 ready += count
         return ready
 

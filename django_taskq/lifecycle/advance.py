@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django_taskq import conf, events
+from django_taskq import clock, conf, events
 from django_taskq.domain import payload
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import Kind, Role, WorkflowState, end_of, node_state
@@ -37,6 +37,7 @@ __all__ = [
     "as_state",
     "conclude",
     "count",
+    "cut",
     "facts_of",
     "later",
     "nodes_of",
@@ -176,7 +177,7 @@ def count(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: dateti
         else:
             stuck.append(node.key)
     if stuck:
-        _cut(row, stuck, told, now)
+        cut(row, stuck, told, now)
     # What is being cancelled goes no further.
     return {node.key for node in nodes if node.key in done and (node.role != Role.MEMBER or not row.cancel)}
 
@@ -188,7 +189,7 @@ def absorb(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: datet
         nodes = _let_go_on(told.alias, done, told, now) if done else []
 
 
-def _cut(row: Workflow, stuck: Sequence[uuid.UUID], told: Advanced, now: datetime) -> None:
+def cut(row: Workflow, stuck: Sequence[uuid.UUID], told: Advanced, now: datetime) -> None:
     """Cancel all that waits, directly or not, for nodes that did not succeed."""
     doomed: dict[uuid.UUID, None] = {}
     frontier: list[uuid.UUID] = list(stuck)
@@ -332,8 +333,10 @@ def later(options: str, now: datetime) -> dict[str, Any]:
     if "expires" in spans:
         found["expires_at"] = eligible + timedelta(seconds=spans["expires"])
     if values.get("max_time") is not None:
-        own = eligible + timedelta(seconds=values["max_time"])
-        found["deadline_at"] = own
+        found["deadline_at"] = eligible + timedelta(seconds=values["max_time"])
+    if "until" in spans:
+        until = clock.from_timestamp(spans["until"])
+        found["deadline_at"] = min(found.get("deadline_at", until), until)
     return found
 
 

@@ -12,12 +12,11 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from django_taskq import conf
 from django_taskq.domain import payload
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import Kind, Placeholder, Role
 from django_taskq.exceptions import PayloadTooLarge, ResultNotReady
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.enqueue import main_database
 from django_taskq.models import FinishedTask, Task, Workflow
 from django_taskq.store import workflows as store
 
@@ -130,13 +129,13 @@ def _values(alias: str, flow_id: uuid.UUID) -> Iterator[tuple[uuid.UUID, Any]]:
 
 def results(flow_id: uuid.UUID) -> Iterator[Any]:
     """Yield the results of a workflow's members that have ended, in their order."""
-    for _, value in _values(database_for(conf.options()), flow_id):
+    for _, value in _values(main_database(), flow_id):
         yield value
 
 
 def members(flow_id: uuid.UUID) -> Iterator[Task | FinishedTask]:
     """Yield the rows of a workflow's members that are tasks, in their order."""
-    alias = database_for(conf.options())
+    alias = main_database()
     after: uuid.UUID | None = None
     while True:
         part: list[Task | FinishedTask] = []

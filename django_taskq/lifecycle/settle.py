@@ -27,11 +27,15 @@ from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
 
-__all__ = ["Ended", "Settled", "settle", "tell_refused"]
+__all__ = ["LATE_SECONDS", "Ended", "Settled", "settle", "tell_refused"]
 
 _LEAST_KEPT = 0.001
 _AT = {name: at for at, name in enumerate(STAT_COUNTERS)}
 _RUN, _WAIT = _AT["run_0"], _AT["wait_0"]
+# How far the end time of a row may lie before its writing. Clients that read what has finished,
+# in order of that time, rely on it: a row that comes an hour late must not lie where they have been.
+LATE_SECONDS = 1.0
+
 _SUCCEEDED, _RUN_MS, _WAIT_MS = _AT["succeeded"], _AT["run_ms"], _AT["wait_ms"]
 
 
@@ -60,7 +64,8 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     Write how each attempt of the batch ended, in one transaction, then emit the events.
 
     What lost its lease is left alone and returned as refused. Database errors
-    are the caller's: nothing was written, or all of it.
+    are the caller's: nothing was written, or all of it. ``now`` is the database's
+    clock: no row's end time lies more than ``LATE_SECONDS`` before it.
     """
     vendor = vendor_for(alias)
     if len({ended.claim.key for ended in batch}) < len(batch):
@@ -74,7 +79,8 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
         )
         for ended in batch
     ]
-    held, told = vendor.retrying(lambda: _write(vendor, decided, worker_id, now))
+    ahead = now.timestamp() - clock.elapsed()
+    held, told = vendor.retrying(lambda: _write(vendor, decided, worker_id, now, ahead))
     refused = [ended for ended in batch if ended.claim.key not in held]
     again = sum(transition.state == State.READY and ended.claim.key in held for ended, transition in decided)
     if vendor.connection.in_atomic_block:
@@ -120,9 +126,13 @@ def _facts(ended: Ended) -> Facts:
 
 
 def _write(
-    vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, now: datetime
+    vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, now: datetime, ahead: float
 ) -> tuple[set[Any], Advanced | None]:
-    """Write all of it; return the keys whose lease held, and what the workflows of the tasks made of it."""
+    """
+    Write all of it; return the keys whose lease held, and what the workflows of the tasks made of it.
+
+    ``ahead``: how far the database's clock is ahead of ``clock.elapsed``.
+    """
     told: Advanced | None = None
     endings: list[Ending] = []
     returns: list[Again] = []
@@ -132,6 +142,10 @@ def _write(
         else:
             returns.append(_again(ended, transition))
     with vendor.atomic():
+        # Judged in here: SQLite may have waited for its turn just now.
+        earliest = clock.elapsed() + ahead - LATE_SECONDS
+        if endings and min([ending.finished for ending in endings]) < earliest:
+            endings = [ending._replace(finished=max(ending.finished, earliest)) for ending in endings]
         held = vendor.finish(endings) if endings else set()
         if returns:
             held = held | vendor.put_back(returns)

@@ -22,7 +22,13 @@ from django_taskq import clock, conf, events
 from django_taskq.domain import payload
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import Kind, Role, WorkflowState, in_order
-from django_taskq.exceptions import InvalidTransition, InvalidWorkflow, WaitTimeout, WorkflowEnded
+from django_taskq.exceptions import (
+    InvalidTransition,
+    InvalidWorkflow,
+    UnsupportedCapability,
+    WaitTimeout,
+    WorkflowEnded,
+)
 from django_taskq.ids import task_ids
 from django_taskq.lifecycle import advance as advancing
 from django_taskq.lifecycle import definitions, references, wake
@@ -51,6 +57,8 @@ __all__ = [
 
 _CHUNK = 1000
 _TURNS = 20
+# Where the deadline stands among the columns of ``columns_of``.
+_DEADLINE = NewTask._fields.index("deadline_at") - 1
 _GATE = "django_taskq.gates.received"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -79,6 +87,9 @@ class Composition(Protocol):
     @property
     def start_options(self) -> Mapping[str, Any]: ...
 
+    @property
+    def until(self) -> timedelta | datetime | None: ...
+
 
 class Node(NamedTuple):
     """A member of a composition: its name, a signature, composition or gate, and the names of those it waits for."""
@@ -92,6 +103,7 @@ class _Layout:
     """The rows of a composition."""
 
     def __init__(self, options: conf.Options, now: datetime) -> None:
+        self.alias = enqueueing.database_for(options)
         self.options = options
         self.now = now
         self.workflows: list[Workflow] = []
@@ -100,6 +112,7 @@ class _Layout:
         self.calls: list[tuple[int, Any, Sequence[Any], Mapping[str, Any]]] = []
         self._shared: dict[Any, tuple[str, tuple[Any, ...]]] = {}
         self._kept: list[Any] = []
+        self._until: datetime | None = None
 
     def lay(
         self,
@@ -118,6 +131,7 @@ class _Layout:
         """
         given = {**made.options, **(given or {})}
         start = {**made.start_options, **(start or {})}
+        outer_until, self._until = self._until, self._earlier(made.until)
         row = Workflow(
             id=uuid.UUID(int=task_ids.one()),
             kind=int(made.kind),
@@ -141,7 +155,15 @@ class _Layout:
             row.names = _json(ids)
         stored = {kind: [self._callback(call, row) for call in calls] for kind, calls in made.callbacks.items()}
         row.callbacks = _json(stored) if stored else None
+        self._until = outer_until
         return row
+
+    def _earlier(self, until: timedelta | datetime | None) -> datetime | None:
+        """Return the earlier of the deadline around and one of its own."""
+        if until is None:
+            return self._until
+        moment = self.now + until if isinstance(until, timedelta) else until
+        return moment if self._until is None else min(moment, self._until)
 
     def add_nodes(
         self,
@@ -193,13 +215,18 @@ class _Layout:
             task, delay = self._changed(task, delay, given, start)
         if delay is not None:
             if is_waiting:
-                extra["later"] = {"delay": delay.total_seconds()}
+                extra["later"] = {**extra.get("later", {}), "delay": delay.total_seconds()}
             else:
                 task = task.using(run_after=self.now + delay)
         args, kwargs, found = references.take_out(call.args, call.kwargs or {})
         if found:
             extra["refs"] = [[path, _target(name, last, ids)] for path, name in found]
+        if self._until is not None:
+            extra["later"] = {**extra.get("later", {}), "until": self._until.timestamp()}
         _, shared = self._columns(task, is_waiting=is_waiting, extra=extra)
+        if self._until is not None and not is_waiting:
+            own = shared[_DEADLINE]
+            shared = (*shared[:_DEADLINE], min(own or self._until, self._until), *shared[_DEADLINE + 1 :])
         text = payload.encode_arguments(args, kwargs, limit=self.options.max_payload_bytes)
         self.tasks.append(NewTask(number, *shared, text, row.pk.int, int(Role.MEMBER), waits or None))  # type: ignore[call-arg]  # a tuple of unknown length
         self.calls.append((number, task, args, kwargs))
@@ -225,6 +252,8 @@ class _Layout:
     def _columns(self, task: Any, *, is_waiting: bool, extra: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
         key = (id(task), is_waiting)
         found = self._shared.get(key)
+        if found is None:
+            self._check(task)
         if found is None or extra:
             name = definitions.stored_name(task)
             is_late = task.run_after is not None and task.run_after > self.now
@@ -236,6 +265,19 @@ class _Layout:
             found = self._shared[key] = (name, columns)
         return found
 
+    def _check(self, task: Any) -> None:
+        """Refuse a task that its backend would not take, or that is not stored in the workflow's database."""
+        backend = task.get_backend()
+        if not getattr(backend, "stores_tasks_in_database", False):
+            raise UnsupportedCapability("workflows", type(backend).__name__)
+        backend.validate_task(task)
+        database = enqueueing.database_for(backend.taskq_options)
+        if database != self.alias:
+            raise InvalidWorkflow(
+                f"{definitions.stored_name(task)} is stored in the database {database!r}, and workflows in "
+                f"{self.alias!r}, that of the main backend; only tasks of that one can be members and callbacks"
+            )
+
     def _callback(self, call: Any, row: Workflow) -> dict[str, Any]:
         """Return what is kept of a callback until it is called; ``previous`` stands for the workflow's results."""
         args, kwargs, found = references.take_out(call.args, call.kwargs or {})
@@ -245,6 +287,7 @@ class _Layout:
             extra["refs"] = [[path, _target(name, str(row.pk), names)] for path, name in found]
         if call.delay is not None:
             extra["later"] = {"delay": call.delay.total_seconds()}
+        self._check(call.task)
         name = definitions.stored_name(call.task)
         columns = enqueueing.columns_of(call.task, name, self.options, state=State.WAITING, now=self.now, extra=extra)
         return {
@@ -285,12 +328,12 @@ def _json(value: Any) -> str:
 
 
 def _alias() -> str:
-    return enqueueing.database_for(conf.options())
+    return enqueueing.main_database()
 
 
 def enqueue(made: Composition) -> Workflow:
     """Store a composition in the caller's transaction, and return its row."""
-    options = conf.options()
+    options = conf.options(conf.main_alias())
     alias = _alias()
     layout = _Layout(options, clock.now())
     root = layout.lay(made)
@@ -736,7 +779,7 @@ def _no_item(value: Any) -> str:
 
 def add(key: uuid.UUID, members: Sequence[Any]) -> int:
     """Add members to a batch that has not ended; return how many."""
-    alias, options = _alias(), conf.options()
+    alias, options = _alias(), conf.options(conf.main_alias())
     vendor = vendor_for(alias)
     nodes = [Node(str(at), item) for at, item in enumerate(items_of(members))]
     for node in nodes:
@@ -778,7 +821,7 @@ def signal(key: uuid.UUID, name: str, value: Any) -> bool:
     """Give a gate its payload; return False if it had it."""
     alias, now = _alias(), clock.now()
     vendor = vendor_for(alias)
-    text = payload.encode_arguments((value,), {}, limit=conf.options().max_payload_bytes)
+    text = payload.encode_arguments((value,), {}, limit=conf.options(conf.main_alias()).max_payload_bytes)
 
     def once() -> advancing.Advanced | None:
         with vendor.atomic():

@@ -37,6 +37,7 @@ __all__ = [
     "lock",
     "open_below",
     "open_gate",
+    "predecessors_of",
     "release",
     "set_waits",
     "start",
@@ -111,6 +112,11 @@ def dependencies_of(alias: str, workflow_id: uuid.UUID) -> list[tuple[uuid.UUID,
     """Return (node, predecessor) of a workflow, callbacks left out."""
     found = Dependency.objects.using(alias).filter(workflow_id=workflow_id, always=False)
     return list(found.values_list("node_id", "predecessor_id"))
+
+
+def predecessors_of(alias: str, key: uuid.UUID) -> list[uuid.UUID]:
+    """Return what one node waits for, whatever its end."""
+    return list(Dependency.objects.using(alias).filter(node_id=key).values_list("predecessor_id", flat=True))
 
 
 def children_of(alias: str, workflow_id: uuid.UUID) -> list[Workflow]:

@@ -38,7 +38,7 @@ What runs where
     claimer    takes tasks from the queues and puts them in front of the slots; listens for new ones
     flusher    writes how tasks ended, many in one transaction
     heartbeat  keeps this worker's leases alive, hears of cancels, watches memory, age and timeouts
-    duties     upkeep, done by one worker at a time: promote, rescue, snapshot, prune
+    duties     upkeep, done by one worker at a time: promote, rescue, snapshot, prune, reconcile
     slots      --threads of them run the tasks
   Plain functions run in the slots' threads; coroutines on one event loop beside them, up to --async at once.
   --executor processes: each slot drives a child process, in which the task function runs, with a connection of

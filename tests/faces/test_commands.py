@@ -201,7 +201,7 @@ def healthy() -> None:
     rows.registered("default")
     rows.worker()
     Snapshot.objects.create(queue="default", at=now)
-    for name in ("promote", "rescue", "snapshot", "prune"):
+    for name in ("promote", "rescue", "snapshot", "prune", "reconcile"):
         Duty.objects.create(name=name, ran_at=now)
 
 

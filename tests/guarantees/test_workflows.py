@@ -1,12 +1,14 @@
 """Chains, batches and graphs: who starts when, how they end, what is called back."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from django_taskq import batch, chain, find_batch, find_chain, previous, result_of, workflow
+from django_taskq import batch, chain, clock, find_batch, find_chain, previous, result_of, workflow
+from django_taskq.domain.states import State
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
-from tests.engine import drain, state_of
+from tests.engine import claim, claim_one, drain, run, run_and_settle, state_of, write
 from tests.guarantees.flows import collect, fail_once, refuse, say, wait_open
 from tests.guarantees.tasks import ran
 
@@ -167,6 +169,22 @@ def test_a_gate() -> None:
     assert not handle.signal("ok", 1)
 
 
+def test_one_deadline_holds_for_all_members_at_any_depth() -> None:
+    """Deadlines are inherited; each member keeps an earlier one of its own."""
+    until = clock.now() + timedelta(hours=1)
+    handle = chain(say.s("a"), batch(say.s("b"), say.s("c").using(max_time=60)), say.s("d")).deadline(until).enqueue()
+    run_and_settle(claim_one())
+
+    deadlines = [row.deadline_at for row in Task.objects.order_by("pk") if row.state == State.READY]
+
+    assert deadlines[0] == until
+    assert deadlines[1] <= clock.now() + timedelta(seconds=60)
+    Task.objects.filter(state=State.READY).update(deadline_at=clock.now() - timedelta(seconds=1))
+    drain()
+    assert handle.refresh().status == "failed"
+    assert set(FinishedTask.objects.filter(state=State.DEAD).values_list("reason", flat=True)) == {"budget_expired"}
+
+
 def test_add_from_inside() -> None:
     handle = batch(wait_open.s(3)).then(collect.s(previous)).enqueue()
 
@@ -177,3 +195,17 @@ def test_add_from_inside() -> None:
     assert ran[-1] == [3, 0, 1, 2]
     assert not Task.objects.exists()
     assert not Dependency.objects.exists()
+
+
+def test_many_workflows_advance_in_one_settlement() -> None:
+    """S0-95: each by its own counts."""
+    handles = [chain(say.s(at), say.s(at + 100)).enqueue() for at in range(8)]
+    claims = claim(limit=8)
+    assert len(claims) == 8
+
+    settled = write(run(found) for found in claims)
+
+    assert settled.count == 8
+    assert [(row.open, row.succeeded, row.state) for row in Workflow.objects.all()] == [(1, 1, 1)] * 8
+    drain()
+    assert {handle.refresh().status for handle in handles} == {"completed"}
