@@ -190,7 +190,7 @@ def replay(
         inside = {row.pk for row in members}
         rows = store.replay(alias, [key for key in fit if key not in inside], now=now, attempts=attempts)
         if members:
-            rows += workflows.replay_members(alias, members, now=now, attempts=attempts)
+            rows += workflows.replay_members(alias, members, now=now, attempts=attempts, actor=actor)
         if rows:
             store.audit(
                 alias,

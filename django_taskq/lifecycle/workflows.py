@@ -589,7 +589,9 @@ def replay(
     return count
 
 
-def replay_members(alias: str, rows: Sequence[FinishedTask], *, now: datetime, attempts: int | None) -> list[Task]:
+def replay_members(
+    alias: str, rows: Sequence[FinishedTask], *, now: datetime, attempts: int | None, actor: str
+) -> list[Task]:
     """
     Send single members back, and reopen their workflows in the same transaction.
 
@@ -613,7 +615,7 @@ def replay_members(alias: str, rows: Sequence[FinishedTask], *, now: datetime, a
                 done.update(back.keys & by_flow[flow.pk])
                 if was in _ENDED and count:
                     _reopen_outer(alias, flow, was, told, now)
-                    told.tell(events.WorkflowReplayed, flow, actor="", count=count)
+                    told.tell(events.WorkflowReplayed, flow, actor=actor, count=count)
         return told
 
     told = vendor.retrying(once)
