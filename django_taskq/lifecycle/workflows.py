@@ -339,6 +339,7 @@ def enqueue(made: Composition) -> Workflow:
     root = layout.lay(made)
     told = advancing.Advanced(alias)
     if enqueueing.recorders:
+        enqueueing.workflow_recorders[-1](layout.workflows, alias)
         for number, task, row in zip(
             (call[0] for call in layout.calls), (call[1] for call in layout.calls), layout.tasks, strict=True
         ):

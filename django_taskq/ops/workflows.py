@@ -16,7 +16,7 @@ from typing import Any
 from django.db.models import Q
 
 from django_taskq.domain.states import State
-from django_taskq.domain.workflows import ENDED, Kind, Role, WorkflowState
+from django_taskq.domain.workflows import ENDED, KIND_NAMES, Kind, Role, WorkflowState
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
 from django_taskq.models.tasks import TaskRow
 from django_taskq.ops.search import LONG_COLUMNS, NEWEST, Page, first_id, id_span, paged
@@ -50,13 +50,12 @@ _LOOKED_AT = 2000
 _MOST_CALLBACKS = 50
 _MOST_DEPENDENCIES = 1000
 
-KINDS = {"chain": Kind.CHAIN, "batch": Kind.BATCH, "workflow": Kind.GRAPH}
-_KIND_NAMES = {int(kind): name for name, kind in KINDS.items()}
+KINDS = {name: kind for kind, name in KIND_NAMES.items()}
 
 
 def kind_name(row: Workflow) -> str:
     """Return "chain", "batch" or "workflow"."""
-    return _KIND_NAMES.get(row.kind, str(row.kind))
+    return KIND_NAMES[Kind(row.kind)]
 
 
 def state_name(row: TaskRow | Workflow) -> str:
