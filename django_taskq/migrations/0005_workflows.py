@@ -169,7 +169,7 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="workflow",
             index=django_taskq.schema.LiveIndex(
-                fields=["parent_id"], name="taskq_workflow_parent", where=models.Q(("parent_id__isnull", False))
+                fields=["parent_id", "id"], name="taskq_workflow_parent", where=models.Q(("parent_id__isnull", False))
             ),
         ),
         migrations.AddIndex(

@@ -64,7 +64,7 @@ class Workflow(models.Model):
             ("replay_workflow", _("Can replay failed and cancelled workflows")),
         ]
         indexes = [
-            LiveIndex(name="taskq_workflow_parent", fields=["parent_id"], where=Q(parent_id__isnull=False)),
+            LiveIndex(name="taskq_workflow_parent", fields=["parent_id", "id"], where=Q(parent_id__isnull=False)),
             models.Index(name="taskq_workflow_state", fields=["state", "id"]),
             LiveIndex(name="taskq_workflow_ended", fields=["finished_at"], where=Q(finished_at__isnull=False)),
         ]

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Q
-
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import ENDED, KIND_NAMES, Kind, Role, WorkflowState
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
@@ -154,18 +152,26 @@ def members(alias: str, row: Workflow, *, after: uuid.UUID | None = None, limit:
 def _nodes(
     alias: str, keys: Sequence[uuid.UUID], *, after: uuid.UUID | None = None, limit: int
 ) -> list[Task | FinishedTask | Workflow]:
-    """Return the first nodes of workflows by id. A task that moves between the looks is there once."""
+    """
+    Return nodes of workflows by id: the first ones of one workflow, some of all where there are more of many.
+
+    A task that moves between the looks is there once.
+    """
     found: dict[uuid.UUID, Any] = {}
-    for model, wanted in (
-        (Task, Q(workflow_id__in=keys, role=Role.MEMBER)),
-        (FinishedTask, Q(workflow_id__in=keys, role=Role.MEMBER)),
-        (Workflow, Q(parent_id__in=keys)),
-    ):
-        rows = _light(model._default_manager.using(alias).filter(wanted).order_by("pk"))
+    for model, owner in ((Task, "workflow_id"), (FinishedTask, "workflow_id"), (Workflow, "parent_id")):
+        rows = _light(model._default_manager.using(alias).filter(**_of(owner, keys)))
+        # In the order of the index, for one owner and for many: by id alone, a planner may walk the whole table.
+        rows = rows.order_by(owner, "pk")
+        if owner == "workflow_id":
+            rows = rows.filter(role=Role.MEMBER)
         if after is not None:
             rows = rows.filter(pk__gt=after)
         found.update({row.pk: row for row in rows[:limit]})
     return [found[key] for key in sorted(found)][:limit]
+
+
+def _of(owner: str, keys: Sequence[uuid.UUID]) -> dict[str, Any]:
+    return {owner: keys[0]} if len(keys) == 1 else {f"{owner}__in": keys}
 
 
 def _light(rows: Any) -> Any:
