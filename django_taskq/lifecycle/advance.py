@@ -131,8 +131,10 @@ def _advance_rows(
     if done:
         upward += _let_go_on(alias, done, told, now)
     for row in rows:
+        # Its callbacks end after it: that must not be told to the one around it once more.
+        had_ended = row.has_ended
         conclude(row, by_workflow[row.pk], told, now)
-        if row.has_ended and row.finished_at == now and row.parent_id is not None:
+        if row.has_ended and not had_ended and row.parent_id is not None:
             upward.append(as_node(row))
     store.write(alias, rows)
     return upward
