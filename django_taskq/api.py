@@ -135,20 +135,36 @@ async def acancel(ids: str | Iterable[str], *, actor: str = "api", reason: str =
     return await sync_to_async(cancel)(ids, actor=actor, reason=reason)
 
 
-def replay(ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = "") -> Changed:
-    """Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id."""
+def replay(
+    ids: str | Iterable[str],
+    *,
+    attempts: int | None = None,
+    from_start: bool = False,
+    actor: str = "api",
+    reason: str = "",
+) -> Changed:
+    """
+    Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id.
+
+    A task goes on after its last step that succeeded; ``from_start`` forgets its steps.
+    """
     from django_taskq.lifecycle import control
 
-    return control.replay(ids, attempts=attempts, actor=actor, reason=reason)
+    return control.replay(ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason)
 
 
 async def areplay(
-    ids: str | Iterable[str], *, attempts: int | None = None, actor: str = "api", reason: str = ""
+    ids: str | Iterable[str],
+    *,
+    attempts: int | None = None,
+    from_start: bool = False,
+    actor: str = "api",
+    reason: str = "",
 ) -> Changed:
     """Do what ``replay`` does, without blocking the event loop."""
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(replay)(ids, attempts=attempts, actor=actor, reason=reason)
+    return await sync_to_async(replay)(ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason)
 
 
 def discard(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:

@@ -29,6 +29,10 @@ __all__ = [
     "QueuePaused",
     "QueueResumed",
     "SettlementRefused",
+    "StepEvent",
+    "StepFailed",
+    "StepStarted",
+    "StepSucceeded",
     "TaskCancelled",
     "TaskDead",
     "TaskDiscarded",
@@ -189,6 +193,34 @@ class TaskDiscarded(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class StepEvent(TaskEvent):
+    """An event of one step of a task. ``step`` is its name."""
+
+    step: str
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class StepStarted(StepEvent):
+    """A step is about to be run. One whose result is kept from an earlier attempt is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class StepSucceeded(StepEvent):
+    """The result of a step is kept."""
+
+    run_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class StepFailed(StepEvent):
+    """A step raised. What becomes of the attempt is told by other events."""
+
+    run_seconds: float
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class SettlementRefused(TaskEvent):
     """A worker wanted to write how an attempt ended, but its lease was lost; nothing was written."""
 
@@ -295,6 +327,9 @@ _SIGNALS: dict[type[Event], Signal] = {
     TaskCancelled: signals.task_cancelled,
     TaskReplayed: signals.task_replayed,
     TaskDiscarded: signals.task_discarded,
+    StepStarted: signals.step_started,
+    StepSucceeded: signals.step_succeeded,
+    StepFailed: signals.step_failed,
     SettlementRefused: signals.settlement_refused,
     EnqueueRejected: signals.enqueue_rejected,
     WorkerStarted: signals.worker_started,

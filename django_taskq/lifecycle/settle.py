@@ -21,6 +21,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import FINAL, State
 from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
+from django_taskq.lifecycle.close_steps import close_steps
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
@@ -34,7 +35,11 @@ _SUCCEEDED, _RUN_MS, _WAIT_MS = _AT["succeeded"], _AT["run_ms"], _AT["wait_ms"]
 
 
 class Ended(NamedTuple):
-    """An attempt that ended. ``started`` and ``ended`` are seconds since 1970; ``started`` None: not begun."""
+    """
+    An attempt that ended. ``started`` and ``ended`` are seconds since 1970; ``started`` None: not begun.
+
+    ``left_step``: one of its steps may be stored as running although it does not run any more.
+    """
 
     claim: Claim
     outcome: Outcome
@@ -43,6 +48,7 @@ class Ended(NamedTuple):
     keep: float | None = None
     exception: BaseException | None = None
     cancelled: bool = False
+    left_step: bool = False
 
 
 class Settled(NamedTuple):
@@ -63,7 +69,7 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     vendor = vendor_for(alias)
     if len({ended.claim.key for ended in batch}) < len(batch):
         return vendor.retrying(lambda: _settle_in_rounds(batch, alias=alias, worker_id=worker_id, now=now))
-    decided = [
+    decided: Sequence[tuple[Ended, Transition]] = [
         (
             ended,
             succeeded(ended.outcome.result)
@@ -72,7 +78,7 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
         )
         for ended in batch
     ]
-    held = vendor.retrying(lambda: _write(vendor, decided, worker_id))
+    held, decided = vendor.retrying(lambda: _write(vendor, decided, worker_id, now))
     refused = [ended for ended in batch if ended.claim.key not in held]
     again = sum(transition.state == State.READY and ended.claim.key in held for ended, transition in decided)
     if vendor.connection.in_atomic_block:
@@ -114,15 +120,19 @@ def _facts(ended: Ended) -> Facts:
     )
 
 
-def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int) -> set[Any]:
-    endings: list[Ending] = []
-    returns: list[Again] = []
-    for ended, transition in decided:
-        if transition.state in FINAL:
-            endings.append(_ending(ended, transition))
-        else:
-            returns.append(_again(ended, transition))
+def _write(
+    vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, now: datetime
+) -> tuple[set[Any], Sequence[tuple[Ended, Transition]]]:
+    """Return the keys of what was written, and what was: with the step named in which an attempt was ended."""
     with vendor.atomic():
+        decided = close_steps(vendor, decided, now=now)
+        endings: list[Ending] = []
+        returns: list[Again] = []
+        for ended, transition in decided:
+            if transition.state in FINAL:
+                endings.append(_ending(ended, transition))
+            else:
+                returns.append(_again(ended, transition))
         held = vendor.finish(endings) if endings else set()
         if returns:
             held = held | vendor.put_back(returns)
@@ -136,7 +146,7 @@ def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_i
         sums = _sums(mine, worker_id)
         if sums:
             vendor.add_stats(sums)
-    return held
+    return held, decided
 
 
 def _ending(ended: Ended, transition: Transition) -> Ending:
@@ -151,7 +161,7 @@ def _ending(ended: Ended, transition: Transition) -> Ending:
         transition.result,
         None if transition.reason is None else transition.reason.value,
         None if error is None else error.class_path[:200],
-        None if error is None else error.line,
+        (transition.note or None) if error is None else error.line,
         None if error is None else error.fingerprint,
         ended.keep if transition.state == State.SUCCEEDED else None,
     )
@@ -186,7 +196,7 @@ def _attempt_row(ended: Ended, transition: Transition) -> AttemptRow:
         ended.started,
         ended.ended,
         "" if error is None else error.class_path,
-        "" if error is None else error.message,
+        transition.note if error is None else error.message,
         "" if error is None else error.traceback,
     )
 
