@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django_taskq.domain import lease as leases
-from django_taskq.domain.outcomes import ErrorInfo, Interrupted
+from django_taskq.domain.outcomes import MAX_LINE, ErrorInfo, Interrupted
 from django_taskq.domain.states import State, StepState
 from django_taskq.domain.transitions import Transition, may_leave_step, step_after
 from django_taskq.store import steps as store
@@ -72,7 +72,7 @@ def _named(ended: Ended, transition: Transition, step: str) -> Transition:
         return replace(transition, error=_in_step(error, step))
     if isinstance(ended.outcome, Interrupted):
         worker_id = leases.worker_of(ended.claim.lease)
-        return replace(transition, note=f"worker {worker_id} handed the task back, in step {step!r}")
+        return replace(transition, note=f"worker {worker_id} handed the task back, in step {step!r}"[:MAX_LINE])
     return transition
 
 

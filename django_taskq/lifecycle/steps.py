@@ -14,8 +14,8 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
@@ -35,8 +35,10 @@ __all__ = ["astep", "plan", "step"]
 
 logger = logging.getLogger("django_taskq")
 
+T = TypeVar("T")
+
 NAME_LENGTH = 100
-# How often a result is written when the connection breaks meanwhile, and the first wait between.
+# How often a step is written when the connection breaks meanwhile, and the first wait between.
 _WRITES = 4
 _WRITE_AGAIN_SECONDS = 0.1
 
@@ -93,14 +95,7 @@ class AttemptSteps:
             self._kept = _kept(holder)
         if name in self._kept:
             return (payload.decode_value(self._kept.pop(name)),)
-        try:
-            is_started = store.start(holder, name, now=clock.now())
-        except LeaseLost:
-            raise
-        except Exception:
-            # It may be committed: only the answer is known to be lost.
-            run.left_step = True
-            raise
+        is_started = self._surely(name, lambda: store.start(holder, name, now=clock.now()))
         if not is_started:
             run.stop_heard = True
             run.raise_if_cancelled()
@@ -141,28 +136,32 @@ class AttemptSteps:
             self._run.stop_heard = self._run.stop_heard or written.is_cancelled
 
     def record_surely(self, name: str, text: str | None) -> None:
+        """Store that a step succeeded: its effects are there, and would be had twice."""
+        self._surely(name, lambda: self.record(name, text))
+
+    def _surely(self, name: str, write: Callable[[], T]) -> T:
         """
-        Store that a step succeeded, again if the connection breaks: its effects are there, and would be had twice.
+        Write, and write again if the connection breaks; a server may have closed it while a long step ran.
 
         Written twice it changes nothing, and never after the lease was lost.
         """
-        vendor = vendor_for(self._run.alias) if self._run.is_stored else None
         for turn in range(_WRITES):
             try:
-                self.record(name, text)
+                return write()
             except LeaseLost:
                 raise
             except Exception as error:
-                is_last = turn == _WRITES - 1
-                assert vendor is not None
-                if is_last or vendor.connection.in_atomic_block or not vendor.is_lost_connection(error):
-                    self._run.left_step = True
+                # It may be committed: only the answer is known to be lost.
+                self._run.left_step = True
+                vendor = vendor_for(self._run.alias)
+                is_last = turn == _WRITES - 1 or vendor.connection.in_atomic_block
+                if is_last or not vendor.is_lost_connection(error):
                     raise
-                logger.warning("The result of step %r could not be stored; it is tried again: %s", name, error)
-                vendor.connection.close()
-                time.sleep(_WRITE_AGAIN_SECONDS * 2**turn)
-            else:
-                return
+                logger.warning("Step %r could not be stored; it is tried again: %s", name, error)
+                with suppress(Exception):
+                    vendor.connection.close()
+            time.sleep(_WRITE_AGAIN_SECONDS * 2**turn)
+        raise AssertionError("unreachable")
 
     def succeeded(self, name: str) -> None:
         """Tell that a step succeeded, once that is committed."""

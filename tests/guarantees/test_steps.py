@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,7 @@ from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
 from tests import engine
 from tests.app.models import Effect
+from tests.capabilities import requires
 from tests.engine import (
     ALIAS,
     announce,
@@ -670,6 +672,34 @@ def test_a_result_whose_answer_was_lost_is_stored_once_and_the_step_not_run_agai
     assert steps_of(found) == {"parse": "succeeded", "save": "succeeded", "tell": "succeeded"}
 
 
+@task(takes_context=True, max_attempts=1)
+def outlive_connection(context: Any) -> list[str]:
+    """Lose the connection in one step and between two."""
+    first = context.step("first", cut, "first")
+    cut("between")
+    return [first, context.step("second", did, "second")]
+
+
+def cut(key: str) -> str:
+    ran.append(key)
+    connection.ensure_connection()
+    connection.connection.close()
+    return key
+
+
+@requires("server_connections")
+def test_a_step_outlives_a_connection_that_broke_while_it_ran() -> None:
+    """S0-13: servers close what is idle for long, and a step may take that long."""
+    found = outlive_connection.enqueue()
+
+    run_burst(threads=1)
+
+    row = row_of(found)
+    assert isinstance(row, FinishedTask)
+    assert row.result_value == ["first", "second"]
+    assert ran == ["first", "between", "second"]
+
+
 @task(takes_context=True, backoff=Fixed(0))
 def atomic_step(context: Any, key: str) -> str:
     """Leave an effect in a step that is one transaction with its record."""
@@ -955,11 +985,8 @@ def test_no_end_of_an_attempt_leaves_a_task_and_its_steps_contradictory(
 # What it costs
 
 
-def test_a_batch_without_steps_asks_for_none(django_assert_num_queries: Any) -> None:
+def test_a_batch_without_steps_asks_for_none() -> None:
     """S3-02: a success, a plain failure and a retry never look at the table of steps."""
-    from django.db import connection
-    from django.test.utils import CaptureQueriesContext
-
     for _ in range(4):
         note.enqueue()
     claims = engine.claim(limit=4)
@@ -970,9 +997,7 @@ def test_a_batch_without_steps_asks_for_none(django_assert_num_queries: Any) -> 
         Ended(claims[3], Snoozed(0.0), 0.0, 1.0),
     ]
 
-    with CaptureQueriesContext(
-        connection,
-    ) as asked:
+    with CaptureQueriesContext(connection) as asked:
         write(ended)
 
     assert not [query["sql"] for query in asked if Step._meta.db_table in query["sql"]]
@@ -980,9 +1005,6 @@ def test_a_batch_without_steps_asks_for_none(django_assert_num_queries: Any) -> 
 
 def test_rescuing_many_tasks_asks_once_for_their_steps() -> None:
     """S0-13: one statement for a batch."""
-    from django.db import connection
-    from django.test.utils import CaptureQueriesContext
-
     for _ in range(20):
         ready_task()
     engine.claim(announce(silent_for=31), limit=20)
