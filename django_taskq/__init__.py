@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from django_taskq.api import (
     acancel,
+    afinished_since,
     areplay,
     cancel,
     discard,
     enqueue_many,
     find_task,
+    finished_since,
     pause_queue,
     replay,
     resume_queue,
+    subscribe_results,
 )
 from django_taskq.domain.retry import Exponential, Fixed, Steps
 from django_taskq.exceptions import (
@@ -79,14 +82,17 @@ __all__ = [
     "UnsupportedCapability",
     "WaitTimeout",
     "acancel",
+    "afinished_since",
     "areplay",
     "cancel",
     "discard",
     "enqueue_many",
     "find_task",
+    "finished_since",
     "pause_queue",
     "replay",
     "resume_queue",
+    "subscribe_results",
     "task",
 ]
 

@@ -7,26 +7,32 @@ The rooms below are imported inside functions: this file is loaded before the mo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from django_taskq.exceptions import InvalidOptions
 
 if TYPE_CHECKING:
     from django_taskq.lifecycle.control import Changed
+    from django_taskq.lifecycle.streams import ResultStream
     from django_taskq.models import FinishedTask
     from django_taskq.models import Task as TaskModel
+    from django_taskq.ops.finished import FinishedPage
 
 __all__ = [
     "EnqueuedTasks",
     "acancel",
+    "afinished_since",
     "areplay",
     "cancel",
     "discard",
     "enqueue_many",
     "find_task",
+    "finished_since",
     "pause_queue",
     "replay",
     "resume_queue",
+    "subscribe_results",
 ]
 
 
@@ -110,29 +116,74 @@ def enqueue_many(task: Any, calls: Iterable[Any]) -> EnqueuedTasks:
 
 def find_task(task_id: str, *, using: str | None = None) -> TaskModel | FinishedTask:
     """Return the row of a task, live or finished. Raise TaskNotFound."""
-    from django_taskq import conf
     from django_taskq.exceptions import TaskNotFound
-    from django_taskq.lifecycle.enqueue import database_for
+    from django_taskq.lifecycle.enqueue import main_database
     from django_taskq.store import tasks as store
 
-    row = store.find(using or database_for(conf.options()), task_id)
+    row = store.find(using or main_database(), task_id)
     if row is None:
         raise TaskNotFound(f"no task has the id {task_id!r}")
     return row
 
 
-def cancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
-    """Cancel tasks: waiting ones at once, running ones by asking. Raise TaskNotFound for a single unknown id."""
+def subscribe_results(
+    *, buffer: int = 1000, drop: Literal["newest", "oldest", "block"] = "newest", timeout: float | timedelta = 1.0
+) -> ResultStream:
+    """
+    Return a stream of how tasks end in this process, from now on; close it, or use it in a ``with``.
+
+    At most ``buffer`` outcomes wait to be read. When it is full, ``drop`` says what gives way: the
+    "newest" outcome, the "oldest", or with "block" the settling thread, for ``timeout`` seconds at
+    most and for no more than half of the time; then the newest. Raise InvalidOptions.
+    """
+    from django_taskq.lifecycle.streams import ResultStream
+
+    return ResultStream(buffer=buffer, drop=drop, timeout=timeout)
+
+
+def finished_since(
+    since: str | datetime | None, *, limit: int = 500, lag: float | timedelta = 5.0, using: str | None = None
+) -> FinishedPage:
+    """
+    Return tasks of all processes that ended after a cursor, in order, and the next cursor.
+
+    Start with a moment, or with None for the oldest that is kept. Nothing is taken from other readers.
+    No task is passed over that was committed within ``lag`` seconds after its end; until then none is shown.
+    Not inside a transaction that shows a snapshot. Raise InvalidCursor.
+    """
+    from django_taskq.lifecycle.enqueue import main_database
+    from django_taskq.ops import finished
+
+    return finished.finished_since(using or main_database(), since, limit=limit, lag=lag)
+
+
+async def afinished_since(
+    since: str | datetime | None, *, limit: int = 500, lag: float | timedelta = 5.0, using: str | None = None
+) -> FinishedPage:
+    """Do what ``finished_since`` does, without blocking the event loop."""
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(finished_since)(since, limit=limit, lag=lag, using=using)
+
+
+def cancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "", using: str | None = None) -> Changed:
+    """
+    Cancel tasks: waiting ones at once, running ones by asking. Raise TaskNotFound for a single unknown id.
+
+    ``using``, here and below, is the database the tasks are in; None: that of the main backend.
+    """
     from django_taskq.lifecycle import control
 
-    return control.cancel(ids, actor=actor, reason=reason)
+    return control.cancel(ids, actor=actor, reason=reason, alias=using)
 
 
-async def acancel(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
+async def acancel(
+    ids: str | Iterable[str], *, actor: str = "api", reason: str = "", using: str | None = None
+) -> Changed:
     """Do what ``cancel`` does, without blocking the event loop."""
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(cancel)(ids, actor=actor, reason=reason)
+    return await sync_to_async(cancel)(ids, actor=actor, reason=reason, using=using)
 
 
 def replay(
@@ -142,6 +193,7 @@ def replay(
     from_start: bool = False,
     actor: str = "api",
     reason: str = "",
+    using: str | None = None,
 ) -> Changed:
     """
     Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id.
@@ -150,7 +202,7 @@ def replay(
     """
     from django_taskq.lifecycle import control
 
-    return control.replay(ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason)
+    return control.replay(ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason, alias=using)
 
 
 async def areplay(
@@ -160,29 +212,32 @@ async def areplay(
     from_start: bool = False,
     actor: str = "api",
     reason: str = "",
+    using: str | None = None,
 ) -> Changed:
     """Do what ``replay`` does, without blocking the event loop."""
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(replay)(ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason)
+    return await sync_to_async(replay)(
+        ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason, using=using
+    )
 
 
-def discard(ids: str | Iterable[str], *, actor: str = "api", reason: str = "") -> Changed:
+def discard(ids: str | Iterable[str], *, actor: str = "api", reason: str = "", using: str | None = None) -> Changed:
     """Give dead tasks up for good. Raise TaskNotFound for a single unknown id."""
     from django_taskq.lifecycle import control
 
-    return control.discard(ids, actor=actor, reason=reason)
+    return control.discard(ids, actor=actor, reason=reason, alias=using)
 
 
-def pause_queue(queue: str, *, actor: str = "api", reason: str = "") -> bool:
+def pause_queue(queue: str, *, actor: str = "api", reason: str = "", using: str | None = None) -> bool:
     """Stop workers from claiming from a queue, within a second; return False if it was paused already."""
     from django_taskq.lifecycle import control
 
-    return control.pause(queue, actor=actor, reason=reason)
+    return control.pause(queue, actor=actor, reason=reason, alias=using)
 
 
-def resume_queue(queue: str, *, actor: str = "api", reason: str = "") -> bool:
+def resume_queue(queue: str, *, actor: str = "api", reason: str = "", using: str | None = None) -> bool:
     """Let workers claim from a paused queue again; return False if it was not paused."""
     from django_taskq.lifecycle import control
 
-    return control.resume(queue, actor=actor, reason=reason)
+    return control.resume(queue, actor=actor, reason=reason, alias=using)

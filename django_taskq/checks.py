@@ -114,8 +114,8 @@ def check_database(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
                 checks.Warning(
                     f"The tasks backend {alias!r} stores its tasks in {database!r}: an enqueue inside "
                     "transaction.atomic() of another database is not undone with it",
-                    hint="Open transaction.atomic(using=...) on the same database around the enqueue, "
-                    "use enqueue_on_commit, or silence this check.",
+                    hint="Open transaction.atomic(using=...) on the same database around the enqueue, enqueue in a "
+                    "transaction.on_commit of the other database, or silence this check.",
                     id="taskq.W003",
                 )
             )

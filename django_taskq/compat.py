@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.core.exceptions import ImproperlyConfigured
 
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import InvalidOptions, TaskNotFound
 
 __all__ = [
@@ -45,6 +46,7 @@ HAS_CORE_TASKS = django.VERSION >= (6, 0)
 ADMIN_BREADCRUMBS_ARE_A_LIST = django.VERSION >= (6, 1)
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
     """The names of one implementation of the contract: Django's own, or the backport's."""

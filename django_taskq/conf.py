@@ -21,6 +21,7 @@ from django.utils.module_loading import import_string
 
 from django_taskq.domain.retry import Curve, Exponential, curve_from_data
 from django_taskq.domain.states import Ack
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import InvalidOptions
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
 BACKEND_PATHS = ("django_taskq.backend.DatabaseBackend",)
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """How long finished rows are kept, None: for ever."""
@@ -61,6 +63,7 @@ class Retention:
     audit: timedelta | None = None
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
     """What ``runworker`` does where its command line says nothing."""
@@ -85,6 +88,7 @@ class WorkerOptions:
     reload: bool = False
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueOptions:
     """What holds for the tasks of one queue that do not say otherwise."""
@@ -97,6 +101,7 @@ class QueueOptions:
     keep_result: timedelta | None = None
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Everything one backend alias is configured with."""
@@ -124,6 +129,7 @@ class Options:
     worker: WorkerOptions = field(default_factory=WorkerOptions)
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Something wrong in the settings: where, what, and what to do."""
@@ -413,6 +419,12 @@ def aliases() -> list[str]:
     if not named:
         return ["default"]
     return [alias for alias, params in named.items() if is_ours(params.get("BACKEND", ""))]
+
+
+def main_alias() -> str | None:
+    """Return "default" where that stores tasks with this app, else the first alias that does, None where none does."""
+    found = aliases()
+    return "default" if "default" in found else next(iter(found), None)
 
 
 def is_ours(path: str) -> bool:

@@ -4,15 +4,16 @@ What can be observed: one value per event, told in the past tense, after commit.
 Logic calls ``emit``; logs, metrics and the signals of ``signals.py`` only
 listen. ``wanted`` answers before an event is made, so that nothing is paid
 where nobody listens. A listener that raises is logged and passed over.
-Its surprise: three kinds at the end carry a whole batch and have no signal.
-They let counters cost a task less than its own events would.
+Its surprise: four kinds at the end have no signal. Three carry a whole batch:
+they let counters cost a task less than its own events would.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from django.dispatch import Signal
 
 from django_taskq import signals
 from django_taskq.domain.outcomes import ErrorInfo
+from django_taskq.domain.values import lean
 
 __all__ = [
     "AttemptsSettled",
@@ -28,6 +30,7 @@ __all__ = [
     "Event",
     "QueuePaused",
     "QueueResumed",
+    "ResultsDropped",
     "SettlementRefused",
     "StepEvent",
     "StepFailed",
@@ -63,26 +66,14 @@ __all__ = [
 logger = logging.getLogger("django_taskq")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened and is committed."""
 
-    # Written once here: generated for each of two dozen kinds, the three took 200 KiB of every worker.
 
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if item.repr)
-        return f"{type(self).__name__}({shown})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(
-            getattr(self, item.name) == getattr(other, item.name) for item in fields(self) if item.compare
-        )
-
-    def __hash__(self) -> int:
-        return hash((type(self), *(getattr(self, item.name) for item in fields(self) if item.compare)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEvent(Event):
     """An event of one task. ``task_id`` is its public id, ``task`` its name, ``alias`` its database."""
 
@@ -93,7 +84,8 @@ class TaskEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnqueued(TaskEvent):
     """A task was stored, and its transaction committed. ``run_after`` is None for "now"."""
 
@@ -101,7 +93,8 @@ class TaskEnqueued(TaskEvent):
     result: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStarted(TaskEvent):
     """A worker is about to call the task function. ``wait_seconds``: since the task could have run."""
 
@@ -110,7 +103,8 @@ class TaskStarted(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSucceeded(TaskEvent):
     """The function returned and that was committed."""
 
@@ -121,7 +115,8 @@ class TaskSucceeded(TaskEvent):
     result: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed(TaskEvent):
     """An attempt did not succeed. TaskRetried, TaskDead or TaskCancelled follows and says what came of it."""
 
@@ -131,35 +126,40 @@ class TaskFailed(TaskEvent):
     error: ErrorInfo | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRetried(TaskEvent):
     """The task will run again, not before ``run_after``."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSnoozed(TaskEvent):
     """The task put itself off; the attempt is not counted."""
 
     run_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInterrupted(TaskEvent):
     """A stopping worker handed the running task back; the attempt is not counted."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRescued(TaskEvent):
     """The worker that held the task is gone. TaskRetried, TaskDead or TaskCancelled follows."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDead(TaskEvent):
     """The task is a dead letter now."""
 
@@ -170,7 +170,8 @@ class TaskDead(TaskEvent):
     claim: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCancelled(TaskEvent):
     """The task ended as cancelled. Sent once per task, unless an operator replays it and it is cancelled again."""
 
@@ -178,21 +179,24 @@ class TaskCancelled(TaskEvent):
     exception: BaseException | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReplayed(TaskEvent):
     """An operator sent a dead or cancelled task back."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDiscarded(TaskEvent):
     """An operator gave a dead task up."""
 
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepEvent(TaskEvent):
     """An event of one step of a task. ``step`` is its name."""
 
@@ -200,19 +204,22 @@ class StepEvent(TaskEvent):
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepStarted(StepEvent):
     """A step is about to be run. One whose result is kept from an earlier attempt is not."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepSucceeded(StepEvent):
     """The result of a step is kept."""
 
     run_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepFailed(StepEvent):
     """A step raised. What becomes of the attempt is told by other events."""
 
@@ -220,7 +227,8 @@ class StepFailed(StepEvent):
     error: ErrorInfo
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementRefused(TaskEvent):
     """A worker wanted to write how an attempt ended, but its lease was lost; nothing was written."""
 
@@ -228,7 +236,8 @@ class SettlementRefused(TaskEvent):
     outcome: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnqueueRejected(Event):
     """An enqueue failed; no row was left. ``error`` says why."""
 
@@ -237,7 +246,8 @@ class EnqueueRejected(Event):
     error: BaseException = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerEvent(Event):
     """An event of one worker."""
 
@@ -246,22 +256,26 @@ class WorkerEvent(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(WorkerEvent):
     """A worker announced itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStopped(WorkerEvent):
     """A worker said good-bye."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost(WorkerEvent):
     """A worker fell silent for longer than its lease and was declared dead."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePaused(Event):
     """Workers stop claiming from a queue."""
 
@@ -270,7 +284,8 @@ class QueuePaused(Event):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueResumed(Event):
     """Workers claim from a queue again."""
 
@@ -278,7 +293,8 @@ class QueueResumed(Event):
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksPruned(Event):
     """Retention deleted ``count`` finished tasks that had ended in ``state``."""
 
@@ -286,7 +302,8 @@ class TasksPruned(Event):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksStored(Event):
     """``count`` tasks of one name were stored on one queue. For counters; no signal."""
 
@@ -296,7 +313,8 @@ class TasksStored(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TasksClaimed(Event):
     """A worker took these claims. For counters; no signal."""
 
@@ -305,13 +323,21 @@ class TasksClaimed(Event):
     alias: str = "default"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptsSettled(Event):
     """One settlement was committed: pairs of what ended and where it went. For counters; no signal."""
 
     settled: Sequence[tuple[Any, Any]]
     refused: Sequence[Any]
     alias: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class ResultsDropped(Event):
+    """A stream of results in this process had no room for ``count`` outcomes. For counters; no signal."""
+
+    count: int
 
 
 _SIGNALS: dict[type[Event], Signal] = {
@@ -344,6 +370,8 @@ Listener = Callable[[Any], None]
 Condition = Callable[[], bool]
 
 _listeners: dict[type[Event], tuple[tuple[Listener, Condition | None], ...]] = {}
+# For changing, not for reading: two that subscribe at once must not lose one of the two.
+_changing = threading.Lock()
 
 
 def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None = None) -> None:
@@ -353,14 +381,19 @@ def subscribe(kind: type[Event], listener: Listener, *, when: Condition | None =
     ``when`` says whether the listener cares at the moment; it must be cheap.
     Subscribing the same listener again changes nothing.
     """
-    # Compared by value: each look at a method makes a new object of it.
-    kept = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
-    _listeners[kind] = (*kept, (listener, when))
+    with _changing:
+        _listeners[kind] = (*_without(kind, listener), (listener, when))
 
 
 def unsubscribe(kind: type[Event], listener: Listener) -> None:
     """Undo ``subscribe``; does nothing for a listener that is not there."""
-    _listeners[kind] = tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
+    with _changing:
+        _listeners[kind] = _without(kind, listener)
+
+
+def _without(kind: type[Event], listener: Listener) -> tuple[tuple[Listener, Condition | None], ...]:
+    # Compared by value: each look at a method makes a new object of it.
+    return tuple(pair for pair in _listeners.get(kind, ()) if pair[0] != listener)
 
 
 def wanted(kind: type[Event]) -> bool:
@@ -368,7 +401,11 @@ def wanted(kind: type[Event]) -> bool:
     signal = _SIGNALS.get(kind)
     if signal is not None and signal.receivers:
         return True
-    return any(when is None or when() for _, when in _listeners.get(kind, ()))
+    # A loop, as this is asked twice for each enqueue: a generator costs more than what it asks.
+    for _, when in _listeners.get(kind, ()):  # noqa: SIM110
+        if when is None or when():
+            return True
+    return False
 
 
 def emit(event: Event) -> None:

@@ -11,6 +11,7 @@ TaskqError
 ├── EnqueueCancelled                 the caller gave up before the task was accepted
 ├── EnqueueTimeout (TimeoutError)    the database did not accept the task in time
 ├── UnknownTask (LookupError)        no task definition has this name
+├── InvalidCursor (ValueError)       no page of this order gave that cursor
 ├── InvalidTransition                the state machine has no such move
 ├── UnsupportedCapability            this backend or database cannot do that
 ├── StoreUnavailable                 the database refused, repeatedly
@@ -42,6 +43,7 @@ __all__ = [
     "EnqueueCancelled",
     "EnqueueTimeout",
     "GiveUp",
+    "InvalidCursor",
     "InvalidOptions",
     "InvalidPayload",
     "InvalidStep",
@@ -112,6 +114,10 @@ class EnqueueTimeout(TaskqError, TimeoutError):
 
 class UnknownTask(TaskqError, LookupError):
     """The name leads to no task definition in this process."""
+
+
+class InvalidCursor(TaskqError, ValueError):
+    """A cursor that was not made by a page of the same order."""
 
 
 class InvalidTransition(TaskqError):

@@ -21,14 +21,18 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     "update_returning": frozenset({"postgresql", "sqlite"}),
     # The database wakes a waiting worker.
     "listen_notify": frozenset({"postgresql"}),
+    # The INSERT of a task is prepared once for a connection.
+    "prepared_insert": frozenset({"postgresql"}),
     # The database has a clock of its own, and not just that of whoever asks.
     "server_clock": frozenset({"postgresql", "mysql"}),
     # Writers exclude each other: while one holds the file, all others wait.
     "one_writer": frozenset({"sqlite"}),
-    # A server of the test's own can be crashed and started again: PostgreSQL comes as a wheel.
-    "crash_restart": frozenset({"postgresql"}),
     # The server ends a transaction whose process stands still.
     "idle_limit": frozenset({"postgresql"}),
+    # A server of the test's own can be crashed and started again: PostgreSQL comes as a wheel, MariaDB has to be here.
+    "crash_restart": frozenset({"postgresql", "mysql"}),
+    # The database says how many pages a statement read.
+    "page_counts": frozenset({"postgresql"}),
     # A connection can be cut from outside, as a restart or a failover does.
     "server_connections": frozenset({"postgresql", "mysql"}),
 }

@@ -63,6 +63,21 @@ def configured() -> dict[str, dict[str, Any]]:
         return {"default": _sqlite()}
 
 
+def beside(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a second database on the same server, or in a second file."""
+    name = f"{found['NAME']}_other"
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            for suffix in ("", "-wal", "-shm"):
+                Path(name + suffix).unlink(missing_ok=True)
+
+    if found["ENGINE"].endswith("sqlite3"):
+        atexit.register(remove)
+    return {**found, "NAME": name, "TEST": {**found["TEST"], "NAME": name}}
+
+
 def forget_parent(variables: dict[str, str]) -> dict[str, str]:
     """Return an environment for a test process that must have a database of its own."""
     return {key: value for key, value in variables.items() if key != NAME_VARIABLE}
@@ -202,54 +217,73 @@ def _own_mariadb() -> str:
     """Start a MariaDB in a temporary folder and return the path of its socket."""
     if started := os.environ.get(STARTED_VARIABLE):
         return started
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    server, install = shutil.which("mariadbd", path=path), shutil.which("mariadb-install-db", path=path)
-    if server is None or install is None:
-        raise DatabaseMissing(
-            "No MariaDB: set TASKQ_TEST_MYSQL_DSN, start a server on 127.0.0.1:3306 whose root has no password, "
-            "or install mariadb-server"
+    server = OwnMariaDB(temporary_folder())
+    server.start()
+    # Registered after the folder's removal, so it runs before it.
+    owner = os.getpid()
+    atexit.register(lambda: server.stop() if os.getpid() == owner else None)
+    os.environ[STARTED_VARIABLE] = server.socket
+    return server.socket
+
+
+class OwnMariaDB:
+    """A MariaDB server in a folder of its own, that can be killed and started again. Raise DatabaseMissing."""
+
+    def __init__(self, folder: Path) -> None:
+        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+        server, install = shutil.which("mariadbd", path=path), shutil.which("mariadb-install-db", path=path)
+        if server is None or install is None:
+            raise DatabaseMissing(
+                "No MariaDB: set TASKQ_TEST_MYSQL_DSN, start a server on 127.0.0.1:3306 whose root has no password, "
+                "or install mariadb-server"
+            )
+        self.socket = str(folder / "socket")
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        user, data = f"--user={getpass.getuser()}", f"--datadir={folder / 'data'}"
+        subprocess.run(
+            [install, "--no-defaults", user, data, "--auth-root-authentication-method=normal"],
+            check=True,
+            capture_output=True,
         )
-    folder = temporary_folder()
-    data, socket_path, log = folder / "data", folder / "socket", folder / "log"
-    user = f"--user={getpass.getuser()}"
-    subprocess.run(
-        [install, "--no-defaults", user, f"--datadir={data}", "--auth-root-authentication-method=normal"],
-        check=True,
-        capture_output=True,
-    )
-    process = subprocess.Popen(
-        [
+        self._command = [
             server,
             "--no-defaults",
             user,
-            f"--datadir={data}",
-            f"--socket={socket_path}",
+            data,
+            f"--socket={self.socket}",
             f"--pid-file={folder / 'pid'}",
-            f"--log-error={log}",
+            f"--log-error={self._log}",
             "--skip-networking",
             "--character-set-server=utf8mb4",
             "--innodb-flush-log-at-trx-commit=2",
         ]
-    )
-    # Registered after the folder's removal, so it runs before it.
-    owner = os.getpid()
-    atexit.register(lambda: _stop(process) if os.getpid() == owner else None)
-    _wait_for(socket_path, process, log)
-    os.environ[STARTED_VARIABLE] = str(socket_path)
-    return str(socket_path)
 
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process = subprocess.Popen(self._command)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(self.socket)
+                except OSError:
+                    time.sleep(0.1)
+                else:
+                    return
+        log = self._log.read_text() if self._log.exists() else "it left no log"
+        raise DatabaseMissing(f"MariaDB did not start:\n{log}")
 
-def _wait_for(socket_path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(socket_path))
-            except OSError:
-                time.sleep(0.1)
-            else:
-                return
-    raise DatabaseMissing(f"MariaDB did not start:\n{log.read_text() if log.exists() else 'it left no log'}")
+    def kill(self) -> None:
+        """Kill it where it stands, as the kernel's memory killer does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Shut it down."""
+        if self._process is not None:
+            _stop(self._process)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -12,9 +12,8 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 
-from django_taskq import conf
 from django_taskq.admin.paging import FilterForm, KeysetChangeList
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.enqueue import main_database
 from django_taskq.ops.search import Order, Page, paged
 
 __all__ = ["ReadOnlyAdmin", "alias"]
@@ -27,7 +26,7 @@ else:
 
 def alias() -> str:
     """Return the database that the tasks of this project live in."""
-    return database_for(conf.options())
+    return main_database()
 
 
 class ReadOnlyAdmin(ModelAdminBase):

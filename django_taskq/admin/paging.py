@@ -23,7 +23,8 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from django_taskq.ops.search import COUNT_CAP, InvalidCursor, Page
+from django_taskq.exceptions import InvalidCursor
+from django_taskq.ops.search import COUNT_CAP, Page
 
 __all__ = ["AFTER", "BEFORE", "FilterForm", "KeysetChangeList", "SpanField"]
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 
+from django_taskq.domain.values import lean
+
 __all__ = [
     "BudgetOver",
     "Cancelled",
@@ -37,6 +39,7 @@ MAX_LINE = 300
 MAX_TRACEBACK = 64_000
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
     """What is kept of an exception: its class path, one line, its traceback, and a fingerprint to group by."""
@@ -89,6 +92,7 @@ def fingerprint(class_path: str, message: str, place: str) -> str:
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
+@lean
 @dataclass(frozen=True, slots=True)
 class Succeeded:
     """The function returned; ``result`` is the JSON text of its value, None for ``None``."""
@@ -96,6 +100,7 @@ class Succeeded:
     result: str | None = None
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """The function raised. ``retry_in`` is the wait that backoff chose, None: do not try again."""
@@ -104,6 +109,7 @@ class Failed:
     retry_in: float | None
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedOut:
     """The attempt's own time was over."""
@@ -112,6 +118,7 @@ class TimedOut:
     retry_in: float | None
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crashed:
     """An error after which a retry would do harm: memory, recursion, SystemExit, listed types."""
@@ -119,6 +126,7 @@ class Crashed:
     error: ErrorInfo
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaveUp:
     """The function raised GiveUp."""
@@ -126,6 +134,7 @@ class GaveUp:
     error: ErrorInfo
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undecodable:
     """The stored arguments, or the returned value, are not what the task can take or give."""
@@ -133,6 +142,7 @@ class Undecodable:
     error: ErrorInfo
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetOver:
     """The task's whole time was over, before or while it ran."""
@@ -140,11 +150,13 @@ class BudgetOver:
     error: ErrorInfo | None = None
 
 
+@lean
 @dataclass(frozen=True, slots=True)
 class Expired:
     """The task was still waiting for its first start when its time to start was over."""
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
     """
@@ -158,6 +170,7 @@ class Unknown:
     since: float
 
 
+@lean
 @dataclass(frozen=True, slots=True)
 class Snoozed:
     """The function raised Snooze: again in ``delay`` seconds, attempt given back."""
@@ -165,6 +178,7 @@ class Snoozed:
     delay: float
 
 
+@lean
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """A cancel request was heard, or the function raised Cancel."""
@@ -172,6 +186,7 @@ class Cancelled:
     message: str = ""
 
 
+@lean
 @dataclass(frozen=True, slots=True)
 class Interrupted:
     """
@@ -183,6 +198,7 @@ class Interrupted:
     started: bool = True
 
 
+@lean
 @dataclass(frozen=True, slots=True)
 class NotYet:
     """The task was stored as ready by a machine whose clock is ahead: its time, ``run_after``, has not come."""
@@ -190,6 +206,7 @@ class NotYet:
     run_after: datetime
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
     """The worker that held the lease is gone."""

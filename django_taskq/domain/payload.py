@@ -128,9 +128,13 @@ def _mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]
     return plain
 
 
+# Made once: json.dumps makes an encoder each time it is given options.
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
 def _dump(value: Any, where: str) -> str:
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return _encode(value)
     except ValueError as error:
         # Integers beyond sys.get_int_max_str_digits(), mostly 4300 digits.
         raise InvalidPayload(f"{where} cannot be written as JSON: {error}; pass a string instead") from error

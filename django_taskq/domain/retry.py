@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import InvalidOptions
 
 __all__ = ["Curve", "Exponential", "Fixed", "Steps", "curve_from_data", "curve_to_data"]
@@ -37,6 +38,7 @@ def _seconds(given: object, field: str) -> float:
     return float(value)
 
 
+@lean
 @dataclass(frozen=True, slots=True)
 class Fixed:
     """Wait ``seconds`` after each failure."""
@@ -50,6 +52,7 @@ class Fixed:
         return float(self.seconds)  # type: ignore[arg-type]  # made a float above
 
 
+@lean
 @dataclass(frozen=True, slots=True, init=False)
 class Steps:
     """Wait ``steps[0]`` after the first failure, ``steps[1]`` after the second, …, the last one for ever."""
@@ -65,6 +68,7 @@ class Steps:
         return self.steps[min(max(attempt, 1), len(self.steps)) - 1]
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exponential:
     """

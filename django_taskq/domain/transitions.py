@@ -30,6 +30,7 @@ from django_taskq.domain.outcomes import (
     Unknown,
 )
 from django_taskq.domain.states import LIVE, Ack, DeadReason, State, StepState
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import InvalidTransition, WorkerLost, error_class_path
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the decision needs to know of a claimed task."""
@@ -70,6 +72,7 @@ class AttemptEnd:
     INTERRUPTED = "interrupted"
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     """

@@ -177,7 +177,8 @@ def captured_metadata(capture: tuple[str, ...], user: Mapping[str, Any] | None, 
         language: str | None = _language()
         if language is not None and language != conf.language():
             found["language"] = language
-    if "timezone" in capture:
+    # Asking for the names first would cost more than all else here.
+    if "timezone" in capture and timezone.get_current_timezone() is not timezone.get_default_timezone():
         zone = timezone.get_current_timezone_name()
         if zone != timezone.get_default_timezone_name():
             found["timezone"] = zone

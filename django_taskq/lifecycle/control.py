@@ -18,7 +18,7 @@ from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.transitions import after_cancel, after_replay
 from django_taskq.exceptions import InvalidTransition, TaskNotFound
 from django_taskq.lifecycle import definitions, wake
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.enqueue import main_database
 from django_taskq.models import FinishedTask
 from django_taskq.models.tasks import TaskRow
 from django_taskq.store import queues as queue_store
@@ -46,7 +46,7 @@ class Changed:
 
 
 def _alias(alias: str | None) -> str:
-    return alias or database_for(conf.options())
+    return alias or main_database()
 
 
 def _chunks(ids: str | uuid.UUID | Iterable[Any]) -> Iterator[list[Any]]:

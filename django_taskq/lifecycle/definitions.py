@@ -21,6 +21,7 @@ from django_taskq.compat import contracts
 from django_taskq.domain.payload import decode_value
 from django_taskq.domain.retry import curve_from_data
 from django_taskq.domain.states import Ack
+from django_taskq.domain.values import lean
 
 __all__ = [
     "Behaviour",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
     """What holds for one task, from the call, the definition, the queue or the settings, in this order."""

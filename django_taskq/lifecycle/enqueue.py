@@ -22,6 +22,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.retry import curve_to_data
 from django_taskq.domain.states import State
 from django_taskq.domain.transitions import initial_state
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import EnqueueCancelled, EnqueueTimeout, InvalidOptions
 from django_taskq.ids import task_ids
 from django_taskq.lifecycle import context, definitions, wake
@@ -29,12 +30,13 @@ from django_taskq.models import Task
 from django_taskq.store.rows import NewTask
 from django_taskq.store.vendors import vendor_for
 
-__all__ = ["Stored", "Withdrawal", "database_for", "enqueue", "enqueue_many", "public_id"]
+__all__ = ["Stored", "Withdrawal", "database_for", "enqueue", "enqueue_many", "main_database", "public_id"]
 
 
 logger = logging.getLogger("django_taskq")
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """Tasks that were stored: their ids as integers, the moment, the state, and the database."""
@@ -120,6 +122,21 @@ recorders: list[Recorder] = []
 def database_for(options: conf.Options) -> str:
     """Return the database that tasks go to: the DATABASE option, else what the routers say."""
     return options.database or router.db_for_write(Task)
+
+
+def main_database() -> str:
+    """Return the database of the project's main backend: where everybody looks who names no other."""
+    return database_for(conf.options(conf.main_alias()))
+
+
+def options_for(database: str) -> conf.Options:
+    """Return the options of the backend that stores its tasks in a database; those of ``TASKQ`` where none does."""
+    main = conf.main_alias()
+    for alias in sorted(conf.aliases(), key=lambda alias: alias != main):
+        options = conf.options(alias)
+        if database_for(options) == database:
+            return options
+    return conf.options()
 
 
 def enqueue(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from asgiref.sync import sync_to_async
 
-from django_taskq import clock
+from django_taskq import clock, conf
 from django_taskq.compat import Contract, TaskContextBase, TaskResultBase, contract_named, contract_of
 from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State, status_name
@@ -103,8 +103,10 @@ class TaskResult(_ResultFace[R]):
         Return whether it is cancelled or was asked; False if it had ended.
         """
         from django_taskq.lifecycle import control
+        from django_taskq.lifecycle.enqueue import database_for
 
-        return control.cancel(self.id, reason=reason, actor=actor).count > 0
+        alias = database_for(conf.options(self.backend))
+        return control.cancel(self.id, reason=reason, actor=actor, alias=alias).count > 0
 
     async def acancel(self, *, reason: str = "", actor: str = "api") -> bool:
         """Do what ``cancel`` does, without blocking the event loop."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db import DatabaseError, InterfaceError, connections
 
 from django_taskq.store import queues as queue_store
 from django_taskq.store.vendors import vendor_for
@@ -45,7 +45,7 @@ def after_commit(alias: str, queue: str, *, ready: bool, notify: bool) -> None:
     """Once the current transaction commits, register the queue if it is new, and wake workers if ``ready``."""
     connection = connections[alias]
     if connection.in_atomic_block or connection.get_autocommit():
-        transaction.on_commit(partial(_wake, alias, queue, ready, notify), using=alias, robust=True)
+        connection.on_commit(partial(_wake, alias, queue, ready, notify), robust=True)
 
 
 def _wake(alias: str, queue: str, ready: bool, notify: bool) -> None:

@@ -40,8 +40,9 @@ def _is_heard(name: str, level: int) -> bool:
         receivers = getattr(contract.signals, name).receivers
         # Each receiver begins with its key: (id of the function, id of the sender).
         own = id(getattr(contract.signals, f"log_{name}", None))
-        if any(receiver[0][0] != own for receiver in receivers):
-            return True
+        for receiver in receivers:
+            if receiver[0][0] != own:
+                return True
         if receivers and would_be_written(_logger(contract.name), level):
             return True
     return False

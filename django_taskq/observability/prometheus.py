@@ -155,6 +155,7 @@ class Counters:
         self.replayed = counter("tasks_replayed_total", "Tasks sent back by operators", "queue")
         self.pruned = counter("tasks_pruned_total", "Finished tasks deleted by retention", "state")
         self.workers_lost = counter("workers_lost_total", "Workers declared dead by this process")
+        self.results_dropped = counter("results_dropped_total", "Outcomes that streams of results had no room for")
         self.run_seconds = histogram("task_duration_seconds", "How long attempts ran", "task")
         self.wait_seconds = histogram("task_wait_seconds", "From when a task could run to its start", "queue")
         self.latency_seconds = histogram("task_latency_seconds", "From when a task could run to its end", "queue")
@@ -168,6 +169,7 @@ class Counters:
             events.TaskReplayed: self._replayed,
             events.TasksPruned: self._pruned,
             events.WorkerLost: self._lost,
+            events.ResultsDropped: self._dropped,
         }
 
     def subscribe(self) -> None:
@@ -251,6 +253,9 @@ class Counters:
 
     def _lost(self, event: events.WorkerLost) -> None:
         self.workers_lost.inc()
+
+    def _dropped(self, event: events.ResultsDropped) -> None:
+        self.results_dropped.inc(event.count)
 
 
 class Gauges(Collector):

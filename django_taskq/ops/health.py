@@ -10,8 +10,9 @@ from enum import IntEnum
 from django.db import Error, connections
 from django.db.migrations.executor import MigrationExecutor
 
-from django_taskq import clock, conf
+from django_taskq import clock
 from django_taskq.domain.states import State
+from django_taskq.lifecycle.enqueue import options_for
 from django_taskq.models import Duty, FinishedTask
 from django_taskq.ops import snapshot, stats
 from django_taskq.ops.explain import duration
@@ -139,7 +140,7 @@ def _duties(alias: str, limits: Limits, now: datetime) -> Iterator[Finding]:
     rows = {row.name: row for row in Duty.objects.using(alias).all()}
     wrong: list[str] = []
     # The rescue runs twice a heartbeat, however long that is.
-    patience = {**_DUTY_LATE, "rescue": max(_DUTY_LATE["rescue"], conf.options().heartbeat_seconds * 2)}
+    patience = {**_DUTY_LATE, "rescue": max(_DUTY_LATE["rescue"], options_for(alias).heartbeat_seconds * 2)}
     for name, seconds in patience.items():
         row = rows.get(name)
         if row is None or row.ran_at is None:

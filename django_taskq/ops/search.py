@@ -25,7 +25,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_taskq import clock
 from django_taskq.domain.states import FINAL, LIVE, State
-from django_taskq.exceptions import TaskqError
+from django_taskq.exceptions import InvalidCursor
 from django_taskq.models import FinishedTask, Task
 from django_taskq.store.tasks import to_uuid
 from django_taskq.store.vendors.literal import Literal
@@ -33,14 +33,15 @@ from django_taskq.store.vendors.literal import Literal
 __all__ = [
     "COUNT_CAP",
     "WINDOW",
-    "InvalidCursor",
     "Order",
     "Page",
+    "Reader",
     "TaskFilter",
     "finished",
     "id_span",
     "live",
     "paged",
+    "position_of",
 ]
 
 COUNT_CAP = 1000
@@ -52,10 +53,6 @@ WINDOW = 10_000
 _STEP = 1000
 _PREFIX_DIGITS = 6
 _LONG = ("args", "result", "options", "metadata")
-
-
-class InvalidCursor(TaskqError, ValueError):
-    """A cursor that was not made by a page of the same order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +260,7 @@ def _cursor(order: Order, values: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _position(model: type[Model], order: Order, cursor: str) -> tuple[Any, ...]:
+def position_of(model: type[Model], order: Order, cursor: str) -> tuple[Any, ...]:
     """Return the key that a cursor stands for. Raise InvalidCursor for anything we did not make."""
     try:
         data = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
@@ -311,15 +308,17 @@ def paged(
     """
     forward = before is None
     cursor = after if forward else before
-    position = None if not cursor else _position(base.model, order, cursor)
-    reader = _Reader(base=base, order=order)
+    position = None if not cursor else position_of(base.model, order, cursor)
+    reader = Reader(base=base, order=order)
     if keep is None:
         return _direct(reader, limit, position, forward)
     return _windowed(reader, limit, position, forward, keep, tuple(columns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Reader:
+class Reader:
+    """Reads rows along an order that an index serves, from a position on."""
+
     base: QuerySet[Any]
     order: Order
 
@@ -367,7 +366,7 @@ def _light(rows: QuerySet[Any]) -> QuerySet[Any]:
     return rows.defer(*(name for name in _LONG if name in names))
 
 
-def _direct(reader: _Reader, limit: int, position: tuple[Any, ...] | None, forward: bool) -> Page:
+def _direct(reader: Reader, limit: int, position: tuple[Any, ...] | None, forward: bool) -> Page:
     rows = reader.take(limit + 1, position, forward=forward)
     if not forward and len(rows) <= limit:
         # The way back ends inside this page: show the first page whole.
@@ -389,7 +388,7 @@ def _direct(reader: _Reader, limit: int, position: tuple[Any, ...] | None, forwa
     )
 
 
-def _count(reader: _Reader, rows: Sequence[Any], *, whole: bool) -> tuple[int, bool]:
+def _count(reader: Reader, rows: Sequence[Any], *, whole: bool) -> tuple[int, bool]:
     if whole:
         return len(rows), False
     found = len(reader.take(COUNT_CAP + 1, None, forward=True, columns=reader.order.columns[-1:]))
@@ -397,7 +396,7 @@ def _count(reader: _Reader, rows: Sequence[Any], *, whole: bool) -> tuple[int, b
 
 
 def _windowed(
-    reader: _Reader,
+    reader: Reader,
     limit: int,
     position: tuple[Any, ...] | None,
     forward: bool,
@@ -435,7 +434,7 @@ def _windowed(
     )
 
 
-def _rows(reader: _Reader, keys: Sequence[tuple[Any, ...]]) -> list[Any]:
+def _rows(reader: Reader, keys: Sequence[tuple[Any, ...]]) -> list[Any]:
     ids = [key[-1] for key in keys]
     if not ids:
         return []

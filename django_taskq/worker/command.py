@@ -19,6 +19,7 @@ from django.db import DatabaseError, InterfaceError
 
 from django_taskq import conf
 from django_taskq.domain.states import State
+from django_taskq.domain.values import lean
 from django_taskq.lifecycle.claim import parse_queues
 from django_taskq.lifecycle.enqueue import database_for
 from django_taskq.store.vendors import vendor_for
@@ -58,6 +59,7 @@ Exit codes
 """
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """One option of the command line; ``name`` is its setting in lower case, ``kind`` None for a flag."""
@@ -203,6 +205,8 @@ def run(options: Mapping[str, Any]) -> int:
     verbosity = int(options.get("verbosity", 1))
     seen = _Seen()
     memory.keep_few_arenas()
+    # What setting Django up left is used again by what the threads need, instead of growing the process.
+    memory.give_back()
     with ExitStack() as stack:
         bar = None
         if plan.burst and verbosity:

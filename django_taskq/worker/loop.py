@@ -27,6 +27,7 @@ from django.db import DatabaseError, InterfaceError, connections
 
 from django_taskq import clock, conf, events
 from django_taskq.domain.outcomes import Interrupted, Succeeded, Undecodable
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import ShutdownTimeout
 from django_taskq.lifecycle import definitions, execute, wake
 from django_taskq.lifecycle.claim import Claimer, parse_queues
@@ -69,6 +70,7 @@ _NOT_BEGUN = Interrupted(started=False)
 _here: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What one worker process is to do."""

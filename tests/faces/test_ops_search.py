@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from django_taskq.domain.lease import make_lease
 from django_taskq.domain.states import State
+from django_taskq.exceptions import InvalidCursor
 from django_taskq.models import FinishedTask, Task
 from django_taskq.ops import search
 from django_taskq.ops.search import TaskFilter
@@ -264,14 +265,14 @@ def test_a_list_does_not_fetch_what_may_be_a_megabyte() -> None:
     ],
 )
 def test_a_cursor_that_no_page_made_is_refused(cursor: str) -> None:
-    with pytest.raises(search.InvalidCursor):
+    with pytest.raises(InvalidCursor):
         search.finished("default", OPEN, after=cursor)
 
 
 def test_a_number_beyond_its_column_is_refused_in_a_cursor() -> None:
     cursor = base64.urlsafe_b64encode(f'["turn","{10**30}","018f0000-0000-7000-8000-000000000000"]'.encode()).decode()
 
-    with pytest.raises(search.InvalidCursor):
+    with pytest.raises(InvalidCursor):
         search.live("default", TaskFilter(states=frozenset({State.READY}), queues=frozenset({"a"})), after=cursor)
 
 

@@ -1,22 +1,28 @@
 """Claiming: no two workers get the same task, nobody waits for anybody, each claim counts."""
 
-from contextlib import nullcontext
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from django_taskq import api
 from django_taskq.domain import lease as leases
+from django_taskq.domain.outcomes import Succeeded
 from django_taskq.domain.states import State
+from django_taskq.lifecycle import claim as claims
 from django_taskq.lifecycle.claim import Claimer, parse_queues
+from django_taskq.lifecycle.settle import Ended
 from django_taskq.models import FinishedTask, Task
 from django_taskq.store import workers as worker_store
 from tests import engine
 from tests.capabilities import requires
-from tests.engine import announce, claim, claim_one, db_now, in_threads, ready_task, row_of, state_of
+from tests.engine import announce, claim, claim_one, db_now, in_threads, ready_task, row_of, state_of, write
 from tests.guarantees.tasks import note
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -186,6 +192,75 @@ def test_a_full_batch_is_followed_by_the_rest_and_a_more_urgent_latecomer_within
 
     assert len(first) == 3
     assert found.rank == -50
+
+
+@contextmanager
+def old_transaction() -> Iterator[None]:
+    """Hold a snapshot for a block, as a long report does: nothing deleted since may be cleaned away."""
+    begun, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                cursor.execute("SELECT 1")
+                begun.set()
+                over.wait(120)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert begun.wait(20)
+        yield
+    finally:
+        over.set()
+        thread.join(20)
+
+
+class PageCounter:
+    """Counts the pages that claims read to find their tasks: each is explained first, and undone, then run."""
+
+    def __init__(self) -> None:
+        self.pages: list[int] = []
+
+    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if "SKIP LOCKED" in sql and not sql.startswith("EXPLAIN"):
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", params)
+                self.pages.append(self._of_index(cursor.fetchone()[0][0]["Plan"]))
+                transaction.set_rollback(True)
+        return execute(sql, params, many, context)
+
+    def _of_index(self, plan: dict[str, Any]) -> int:
+        if plan.get("Index Name") == "taskq_task_claim":
+            return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        return sum(self._of_index(child) for child in plan.get("Plans", ()))
+
+
+@pytest.mark.stress
+@requires("page_counts")
+def test_a_resumed_claim_passes_by_the_dead_rows_that_an_old_transaction_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 tasks done under a long report: a claim from the edge walks over all of them, the next ones do not."""
+    monkeypatch.setattr(claims, "_RESUME_SECONDS", 3600.0)
+    note.enqueue_many([(at,) for at in range(21_000)])
+    counter = PageCounter()
+    with old_transaction():
+        first = Claimer(engine.ALIAS, announce(), [("default", None)])
+        for _ in range(40):
+            now = time.time()
+            write([Ended(row, Succeeded(), now, now) for row in first.claim(500, now=db_now())])
+
+        with connection.execute_wrapper(counter):
+            second = Claimer(engine.ALIAS, announce(), [("default", None)])
+            taken = [len(second.claim(100, now=db_now())) for _ in range(10)]
+
+    edge, *resumed = counter.pages
+    assert FinishedTask.objects.count() == 20_000
+    assert taken == [100] * 10
+    assert edge > 200
+    assert max(resumed) < 20
 
 
 def test_claim_numbers_never_repeat_so_a_lease_belongs_to_one_claim() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
@@ -573,3 +574,37 @@ def test_a_signal_receiver_may_be_a_coroutine_function() -> None:
     signals.task_succeeded.disconnect(receive)
 
     assert found == [tasks.add.module_path]
+
+
+def test_listeners_that_come_and_go_at_once_lose_nobody() -> None:
+    """S4-60: each change of the listeners starts from the one before."""
+
+    class Passing(events.Event):
+        """An event that nobody else listens to."""
+
+    lists: list[list[Any]] = [[] for _ in range(8)]
+    barrier = threading.Barrier(len(lists))
+
+    def come_and_go(found: list[Any]) -> None:
+        barrier.wait(20)
+        for _ in range(300):
+            passing: list[Any] = []
+            events.subscribe(Passing, passing.append)
+            events.unsubscribe(Passing, passing.append)
+        events.subscribe(Passing, found.append)
+
+    threads = [threading.Thread(target=come_and_go, args=(found,)) for found in lists]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    events.emit(Passing())
+    heard = [len(found) for found in lists]
+    events._listeners.pop(Passing)
+
+    assert heard == [1] * len(lists)

@@ -1,5 +1,7 @@
 """Settling: written once, by the holder of the lease, together with all that follows from it."""
 
+import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from django_taskq.domain.states import State
 from django_taskq.domain.transitions import after_replay
 from django_taskq.exceptions import InvalidTransition
 from django_taskq.lifecycle.rescue import rescue_worker
-from django_taskq.lifecycle.settle import Ended
+from django_taskq.lifecycle.settle import LATE_SECONDS, Ended
 from django_taskq.models import Attempt, FinishedTask, Progress, Stat, Task
 from django_taskq.store.vendors import vendor_for
 from tests import engine
@@ -72,6 +74,29 @@ def test_every_ending_has_its_end_time() -> None:
         "CANCELLED", "SUCCEEDED", "budget_expired", "exhausted", "expired", "undecodable",
     ]  # fmt: skip
     assert not rows.filter(finished_at__isnull=True).exists()
+
+
+def test_an_end_is_dated_no_more_than_a_second_before_its_writing() -> None:
+    """S4-34: what a worker kept through an outage, or dated by a wrong clock, does not lie where readers have been."""
+    ready_task(note)
+    claimed = claim_one()
+    before = db_now()
+
+    write([Ended(claimed, Succeeded(), None, time.time() - 3600)])
+
+    assert FinishedTask.objects.get().finished_at >= before - timedelta(seconds=LATE_SECONDS)
+
+
+def test_an_end_that_waits_for_the_database_is_dated_by_its_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite lets one writer in at a time, and conflicts are tried again: both count from when they are over."""
+    ready_task(note)
+    claimed = claim_one()
+    before = db_now()
+    monkeypatch.setattr("django_taskq.clock.elapsed", iter([0.0, *[100.0] * 9]).__next__)
+
+    write([Ended(claimed, Succeeded(), None, time.time())])
+
+    assert FinishedTask.objects.get().finished_at >= before + timedelta(seconds=100 - LATE_SECONDS)
 
 
 def test_a_rescued_task_cannot_be_settled_by_its_first_worker() -> None:

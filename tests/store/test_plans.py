@@ -21,6 +21,7 @@ from django_taskq.domain.lease import make_lease, span_of
 from django_taskq.domain.states import State
 from django_taskq.lifecycle import rescue
 from django_taskq.models import Attempt, FinishedTask, Task
+from django_taskq.ops.finished import finished_since
 from django_taskq.store import depths, workers
 from django_taskq.store.rows import Again, Ending
 from django_taskq.store.vendors import vendor_for
@@ -373,6 +374,27 @@ def test_pruning_reads_by_age(vendor: Any, plans: Any) -> None:
     found = plans(lambda: vendor.prune(State.SUCCEEDED, before=before, limit=500))
 
     check(found, uses="taskq_finished_at")
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("since", ["the beginning", "a moment", "a cursor"])
+def test_what_finished_is_read_in_order_from_where_a_client_was(plans: Any, since: str) -> None:
+    moment = clock.now() - timedelta(days=2)
+    begin = None if since == "the beginning" else moment
+    if since == "a cursor":
+        begin = finished_since("default", moment, limit=10, lag=5).cursor
+
+    found = plans(lambda: finished_since("default", begin, limit=500, lag=5))
+
+    # Only rows of one moment are sorted, by their ids: those of the client's, and then of each that follows.
+    same, later = found[-2:]
+    check([same], uses="taskq_finished_at", but=("Sort", "TEMP B-TREE"))
+    assert re.search(r"finished_at ?= ?['?]|\"type\": \"(ref|range)\"", same), same
+    check(
+        [later],
+        uses="taskq_finished_at",
+        but=("Incremental Sort", "Sort Key: finished_at, id", "RIGHT PART", "LAST TERM"),
+    )
 
 
 @pytest.mark.usefixtures("fresh")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -93,3 +94,8 @@ async def await_nothing() -> int:
 async def aleave(key: str) -> str:
     await Effect.objects.acreate(key=key)
     return key
+
+
+@task
+def loaded_modules() -> list[str]:
+    return sorted(sys.modules)

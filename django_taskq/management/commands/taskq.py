@@ -18,12 +18,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, connections
 from django.utils.dateparse import parse_datetime
 
-from django_taskq import clock, conf
+from django_taskq import clock
 from django_taskq.domain.states import FINAL, LIVE, DeadReason, State, StepState
 from django_taskq.duties import prune
-from django_taskq.exceptions import InvalidPayload
+from django_taskq.exceptions import InvalidCursor, InvalidPayload
 from django_taskq.lifecycle import control
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.enqueue import main_database, options_for
 from django_taskq.management.output import FORMATS, Report, one_line, write
 from django_taskq.models import FinishedTask, Queue, Step
 from django_taskq.models.tasks import TaskRow
@@ -208,7 +208,7 @@ class Command(BaseCommand):
         if options["verb"] == "worker":
             sys.exit(worker_command.run(options))
         try:
-            alias = options.get("database") or database_for(conf.options())
+            alias = options.get("database") or main_database()
         except ImproperlyConfigured as error:
             raise CommandError(str(error), returncode=FAILED) from error
         if alias not in connections:
@@ -216,7 +216,7 @@ class Command(BaseCommand):
         name = "_".join(filter(None, (options["verb"], options.get("dead_verb"))))
         try:
             getattr(self, f"_{name}")(alias, options)
-        except search.InvalidCursor as error:
+        except InvalidCursor as error:
             raise CommandError(f"--after: {error}", returncode=USAGE) from error
         except Error as error:
             raise CommandError(f"the database {alias!r} refused: {error}", returncode=FAILED) from error
@@ -505,7 +505,7 @@ class Command(BaseCommand):
         self._print(Report(name=options["verb"], fields=("queue", "outcome"), records=records), options)
 
     def _prune(self, alias: str, options: Mapping[str, Any]) -> None:
-        settings = conf.options()
+        settings = options_for(alias)
         now = clock.now()
         records = [
             {
@@ -622,7 +622,7 @@ def _known_queues(alias: str, names: Sequence[str] | None) -> list[str] | None:
     """Return the names if all are known: to the registry, or to the settings. None stays None."""
     if not names:
         return None
-    known = {*Queue.objects.using(alias).values_list("name", flat=True), *conf.options().queues}
+    known = {*Queue.objects.using(alias).values_list("name", flat=True), *options_for(alias).queues}
     for name in names:
         if name not in known:
             near = get_close_matches(name, sorted(known), n=1)

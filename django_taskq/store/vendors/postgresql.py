@@ -13,15 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property, partial
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_taskq.domain.states import State
 from django_taskq.models import FinishedTask, Task
 from django_taskq.store.rows import Again, Claim, Ending, NewTask
 from django_taskq.store.vendors.base import CARRIED, Listener, Vendor
 from django_taskq.store.vendors.on_conflict import add_stats_on_conflict
+
+if TYPE_CHECKING:
+    from django_taskq.store.vendors.prepared import Statement
 
 __all__ = ["PostgreSQL"]
 
@@ -112,7 +117,7 @@ _INSERT = f"INSERT INTO {TASK} ({INSERT_COLUMNS}) VALUES ({', '.join(['%s'] * 15
 # The columns of a task that is to run at once and has no options of its own; the first six are filled in by _compose.
 _INSERT_PLAIN = (
     f"INSERT INTO {TASK} (queue, rank, state, max_attempts, ack, name, id, created_at, args, attempt, replays, cancel)"
-    " VALUES ({}, %s, %s, %s, 0, 0, false)"
+    " VALUES ({}, {}, {}, {}, 0, 0, false)"
 )
 _STATEMENTS_MOST = 500
 _COPY = f"COPY {TASK} ({INSERT_COLUMNS}) FROM STDIN"
@@ -241,36 +246,46 @@ class PostgreSQL(Vendor):
             return
         # All or none, however many statements it takes.
         whole = self.atomic() if len(rows) > 1 else nullcontext()
-        with whole, self.connection.cursor() as cursor:
+        connection = self.connection
+        with whole, connection.cursor() as cursor:
             for row in rows:
-                self._insert_one(cursor, row)
+                self._insert_one(connection, cursor, row)
 
-    def _insert_one(self, cursor: Any, row: NewTask) -> None:
+    def _insert_one(self, connection: BaseDatabaseWrapper, cursor: Any, row: NewTask) -> None:
         """Insert one task; what all immediate calls of one definition share is written into the statement once."""
         is_plain = row.run_after is None and row.options is None and row.metadata is None and row.parent_id is None
         if is_plain and row.deadline_at is None and row.expires_at is None and hasattr(cursor, "mogrify"):
             shared = (row.queue, row.rank, int(row.state), row.max_attempts, int(row.ack), row.name)
-            statement = self._statements.get(shared)
-            if statement is None:
-                statement = self._compose(cursor, shared)
-            cursor.execute(statement, (_uuid_text(row.id), row.created_at, row.args))
+            found = self._statements.get(shared)
+            text, statement = self._compose(cursor, shared) if found is None else found
+            if statement is not None:
+                self._prepared.lend(connection, cursor, statement)
+            cursor.execute(text, (_uuid_text(row.id), row.created_at, row.args))
             return
         parent = None if row.parent_id is None else _uuid_text(row.parent_id)
         cursor.execute(_INSERT, (_uuid_text(row.id), *row[1:13], parent, row.args))
 
     @cached_property
-    def _statements(self) -> dict[tuple[Any, ...], str]:
+    def _prepared(self) -> Any:
+        """The module of prepared statements, None with psycopg2."""
+        return import_module("django_taskq.store.vendors.prepared") if self.has_psycopg3 else None
+
+    @cached_property
+    def _statements(self) -> dict[tuple[Any, ...], tuple[str, Statement | None]]:
         return {}
 
-    def _compose(self, cursor: Any, shared: tuple[Any, ...]) -> str:
+    def _compose(self, cursor: Any, shared: tuple[Any, ...]) -> tuple[str, Statement | None]:
         quoted = cursor.mogrify("%s, %s, %s, %s, %s, %s", shared)
-        text = quoted.decode() if isinstance(quoted, bytes) else str(quoted)
+        values = quoted.decode() if isinstance(quoted, bytes) else str(quoted)
         # The driver looks for placeholders again when the whole is executed.
-        statement = _INSERT_PLAIN.format(text.replace("%", "%%"))
+        text = _INSERT_PLAIN.format(values.replace("%", "%%"), "%s", "%s", "%s")
+        statement = None
+        if self._prepared is not None:
+            statement = self._prepared.statement_of(text, _INSERT_PLAIN.format(values, "$1", "$2", "$3"))
         if len(self._statements) >= _STATEMENTS_MOST:
             self._statements.clear()
-        self._statements[shared] = statement
-        return statement
+        self._statements[shared] = text, statement
+        return text, statement
 
     def _copy(self, rows: Sequence[NewTask]) -> None:
         shared: dict[tuple[Any, ...], str] = {}

@@ -185,9 +185,8 @@ def run_atomic(host: Host, run: Run, call: Caller) -> None:
             if not isinstance(outcome, Succeeded):
                 raise _NotSettled
             mine = Ended(run.claim, outcome, run.started, ended, run.behaviour.keep_result, None, run.cancelled)
-            written = settle.settle(
-                [mine], alias=host.alias, worker_id=run.claim.lease >> 32, now=clock.from_timestamp(ended)
-            )
+            now = clock.from_timestamp(ended) + getattr(host, "offset", _NO_OFFSET)
+            written = settle.settle([mine], alias=host.alias, worker_id=run.claim.lease >> 32, now=now)
             if written.refused:
                 refused = True
                 raise _NotSettled
