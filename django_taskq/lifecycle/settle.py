@@ -21,6 +21,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import FINAL, State
 from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
+from django_taskq.lifecycle.close_steps import close_steps
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
@@ -38,7 +39,11 @@ _SUCCEEDED, _RUN_MS, _WAIT_MS = _AT["succeeded"], _AT["run_ms"], _AT["wait_ms"]
 
 
 class Ended(NamedTuple):
-    """An attempt that ended. ``started`` and ``ended`` are seconds since 1970; ``started`` None: not begun."""
+    """
+    An attempt that ended. ``started`` and ``ended`` are seconds since 1970; ``started`` None: not begun.
+
+    ``left_step``: one of its steps may be stored as running although it does not run any more.
+    """
 
     claim: Claim
     outcome: Outcome
@@ -47,6 +52,7 @@ class Ended(NamedTuple):
     keep: float | None = None
     exception: BaseException | None = None
     cancelled: bool = False
+    left_step: bool = False
 
 
 class Settled(NamedTuple):
@@ -68,7 +74,7 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     vendor = vendor_for(alias)
     if len({ended.claim.key for ended in batch}) < len(batch):
         return vendor.retrying(lambda: _settle_in_rounds(batch, alias=alias, worker_id=worker_id, now=now))
-    decided = [
+    decided: Sequence[tuple[Ended, Transition]] = [
         (
             ended,
             succeeded(ended.outcome.result)
@@ -78,7 +84,7 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
         for ended in batch
     ]
     ahead = now.timestamp() - clock.elapsed()
-    held = vendor.retrying(lambda: _write(vendor, decided, worker_id, ahead))
+    held, decided = vendor.retrying(lambda: _write(vendor, decided, worker_id, now, ahead))
     refused = [ended for ended in batch if ended.claim.key not in held]
     again = sum(transition.state == State.READY and ended.claim.key in held for ended, transition in decided)
     if vendor.connection.in_atomic_block:
@@ -120,16 +126,23 @@ def _facts(ended: Ended) -> Facts:
     )
 
 
-def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, ahead: float) -> set[Any]:
-    """Write what was decided; ``ahead``: how far the database's clock is ahead of ``clock.elapsed``."""
-    endings: list[Ending] = []
-    returns: list[Again] = []
-    for ended, transition in decided:
-        if transition.state in FINAL:
-            endings.append(_ending(ended, transition))
-        else:
-            returns.append(_again(ended, transition))
+def _write(
+    vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, now: datetime, ahead: float
+) -> tuple[set[Any], Sequence[tuple[Ended, Transition]]]:
+    """
+    Return the keys of what was written, and what was: with the step named in which an attempt was ended.
+
+    ``ahead``: how far the database's clock is ahead of ``clock.elapsed``.
+    """
     with vendor.atomic():
+        decided = close_steps(vendor, decided, now=now)
+        endings: list[Ending] = []
+        returns: list[Again] = []
+        for ended, transition in decided:
+            if transition.state in FINAL:
+                endings.append(_ending(ended, transition))
+            else:
+                returns.append(_again(ended, transition))
         # Judged in here: SQLite may have waited for its turn just now.
         earliest = clock.elapsed() + ahead - LATE_SECONDS
         if endings and min([ending.finished for ending in endings]) < earliest:
@@ -147,7 +160,7 @@ def _write(vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_i
         sums = _sums(mine, worker_id)
         if sums:
             vendor.add_stats(sums)
-    return held
+    return held, decided
 
 
 def _ending(ended: Ended, transition: Transition) -> Ending:
@@ -162,7 +175,7 @@ def _ending(ended: Ended, transition: Transition) -> Ending:
         transition.result,
         None if transition.reason is None else transition.reason.value,
         None if error is None else error.class_path[:200],
-        None if error is None else error.line,
+        (transition.note or None) if error is None else error.line,
         None if error is None else error.fingerprint,
         ended.keep if transition.state == State.SUCCEEDED else None,
     )
@@ -197,7 +210,7 @@ def _attempt_row(ended: Ended, transition: Transition) -> AttemptRow:
         ended.started,
         ended.ended,
         "" if error is None else error.class_path,
-        "" if error is None else error.message,
+        transition.note if error is None else error.message,
         "" if error is None else error.traceback,
     )
 

@@ -12,6 +12,7 @@ from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.transitions import after_replay
 from django_taskq.models import Attempt, AuditEntry, FinishedTask, Progress, Task
 from django_taskq.models.tasks import TaskRow
+from django_taskq.store import steps
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CARRIED
 
@@ -100,6 +101,8 @@ def end_waiting(
                 row.error_line = error_line
             FinishedTask.objects.using(alias).bulk_create(rows)
             Task.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
+            if state == State.CANCELLED:
+                steps.cancel(alias, [row.pk for row in rows], now=now)
             return rows
 
     return vendor.retrying(work)
@@ -116,12 +119,20 @@ def request_cancel(alias: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     return set(tasks.filter(cancel=True).values_list("pk", flat=True))
 
 
-def replay(alias: str, keys: Sequence[uuid.UUID], *, now: datetime, attempts: int | None = None) -> list[Task]:
+def replay(
+    alias: str,
+    keys: Sequence[uuid.UUID],
+    *,
+    now: datetime,
+    attempts: int | None = None,
+    from_start: bool = False,
+) -> list[Task]:
     """
     Send dead and cancelled tasks back as ready, under the same ids; return the live rows.
 
     The attempt number goes on where it was, with ``attempts`` more allowed (as
     many as the task had, without). Its budget starts anew; an expiry is lifted.
+    Steps that succeeded are not run again, unless ``from_start``.
     Two replays at once send a task back once.
     """
     vendor = vendor_for(alias)
@@ -134,6 +145,7 @@ def replay(alias: str, keys: Sequence[uuid.UUID], *, now: datetime, attempts: in
             rows = [_live_again(row, attempts, now) for row in ended]
             Task.objects.using(alias).bulk_create(rows)
             FinishedTask.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
+            steps.reset(alias, [row.pk for row in rows], from_start=from_start)
             return rows
 
     return vendor.retrying(work)

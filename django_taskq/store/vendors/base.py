@@ -21,7 +21,7 @@ from django.db.models import Case, F, Value, When
 
 from django_taskq import clock
 from django_taskq.domain.states import State
-from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Task
+from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Step, Task
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending, NewTask
 
 __all__ = ["CARRIED", "STAT_COUNTERS", "Listener", "Vendor"]
@@ -372,6 +372,7 @@ class Vendor:
         ids = [self.public_id(key) for key in keys]
         Attempt.objects.using(self.alias).filter(task_id__in=ids).delete()
         Progress.objects.using(self.alias).filter(task_id__in=ids).delete()
+        Step.objects.using(self.alias).filter(task_id__in=ids).delete()
 
     # Depths
 
