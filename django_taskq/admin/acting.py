@@ -73,8 +73,14 @@ class ReplayForm(ReasonForm):
         help_text=gettext_lazy("A task whose name leads nowhere dies again, unless the workers know more."),
     )
 
+    from_start = forms.BooleanField(
+        label=gettext_lazy("run all steps again"),
+        required=False,
+        help_text=gettext_lazy("A task with steps goes on after the last one that succeeded, unless this is ticked."),
+    )
+
     def options(self) -> dict[str, Any]:
-        return {"attempts": self.cleaned_data["attempts"], "force": self.cleaned_data["force"]}
+        return {name: self.cleaned_data[name] for name in ("attempts", "force", "from_start")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

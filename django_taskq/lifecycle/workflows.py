@@ -584,7 +584,9 @@ def replay(key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str
     return count
 
 
-def replay_members(alias: str, rows: Sequence[FinishedTask], *, now: datetime, attempts: int | None) -> list[Task]:
+def replay_members(
+    alias: str, rows: Sequence[FinishedTask], *, now: datetime, attempts: int | None, from_start: bool = False
+) -> list[Task]:
     """
     Send single members back, and reopen their workflows in the same transaction.
 
@@ -603,7 +605,7 @@ def replay_members(alias: str, rows: Sequence[FinishedTask], *, now: datetime, a
         with vendor.atomic():
             for flow in store.lock(alias, list(by_flow)):
                 was = WorkflowState(flow.state)
-                back = _Return(alias, now, attempts, False)
+                back = _Return(alias, now, attempts, False, forgets_steps=from_start)
                 count = back.bring_back(flow, by_flow[flow.pk], goes=flow.state != WorkflowState.WAITING, told=told)
                 done.update(back.keys & by_flow[flow.pk])
                 if was in _ENDED and count:
@@ -623,11 +625,14 @@ _ENDED = frozenset({WorkflowState.COMPLETED, WorkflowState.FAILED, WorkflowState
 class _Return:
     """Brings members of workflows back to life."""
 
-    def __init__(self, alias: str, now: datetime, attempts: int | None, from_start: bool) -> None:
+    def __init__(
+        self, alias: str, now: datetime, attempts: int | None, from_start: bool, *, forgets_steps: bool = False
+    ) -> None:
         self.alias = alias
         self.now = now
         self.attempts = attempts
         self.from_start = from_start
+        self.forgets_steps = from_start or forgets_steps
         self.keys: set[uuid.UUID] = set()
 
     def bring_back(self, row: Workflow, keys: set[uuid.UUID] | None, *, goes: bool, told: advancing.Advanced) -> int:
@@ -713,7 +718,9 @@ class _Return:
         keys = sorted(chosen)
         for at in range(0, len(keys), _CHUNK):
             rows = list(ended.filter(pk__in=keys[at : at + _CHUNK]))
-            back = task_store.bring_back(self.alias, rows, now=self.now, attempts=self.attempts, waits=waits)
+            back = task_store.bring_back(
+                self.alias, rows, now=self.now, attempts=self.attempts, waits=waits, from_start=self.forgets_steps
+            )
             self.keys.update(row.pk for row in back)
             count += len(back)
         return count

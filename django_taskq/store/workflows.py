@@ -21,6 +21,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.workflows import ENDED, Role, WorkflowState
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
+from django_taskq.store import steps
 from django_taskq.store.rows import NewTask
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CARRIED
@@ -217,6 +218,8 @@ def cut_tasks(alias: str, keys: Collection[uuid.UUID], *, now: datetime) -> list
         ]
         FinishedTask.objects.using(alias).bulk_create(rows, batch_size=500)
         waiting.filter(pk__in=[row.pk for row in rows]).delete()
+        # A replayed member has steps before its turn comes.
+        steps.cancel(alias, [row.pk for row in rows], now=now)
         ended += rows
     return ended
 

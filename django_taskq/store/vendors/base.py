@@ -21,7 +21,7 @@ from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 
 from django_taskq import clock
 from django_taskq.domain.states import State
-from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Task, Workflow
+from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Step, Task, Workflow
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending, NewTask
 
 __all__ = ["CARRIED", "STAT_COUNTERS", "Listener", "Vendor"]
@@ -386,6 +386,7 @@ class Vendor:
         ids = [self.public_id(key) for key in keys]
         Attempt.objects.using(self.alias).filter(task_id__in=ids).delete()
         Progress.objects.using(self.alias).filter(task_id__in=ids).delete()
+        Step.objects.using(self.alias).filter(task_id__in=ids).delete()
 
     # Depths
 
