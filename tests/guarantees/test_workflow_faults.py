@@ -11,18 +11,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, OperationalError, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 
-from django_taskq import batch, cancel, chain, previous, result_of, workflow
+from django_taskq import batch, cancel, chain, find_workflow, previous, replay, result_of, workflow
 from django_taskq.domain import lease as leases
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import Role
-from django_taskq.exceptions import WorkflowEnded
+from django_taskq.exceptions import InvalidTransition, WorkflowEnded
 from django_taskq.lifecycle import advance
 from django_taskq.lifecycle import settle as settling
 from django_taskq.lifecycle.control import kill
 from django_taskq.lifecycle.rescue import rescue
 from django_taskq.models import Dependency, FinishedTask, Stat, Task, Worker, Workflow
+from django_taskq.store import tasks as task_store
 from django_taskq.store import workflows as store
 from django_taskq.store.vendors import vendor_for
 from tests import engine
@@ -184,6 +185,21 @@ def test_a_fault_half_way_through_an_enqueue_leaves_nothing(late: bool, monkeypa
             made.enqueue()
         drain()
         assert_all_ended()
+
+
+def test_a_fault_half_way_through_a_replay_leaves_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = chain(refuse.s("a"), chain(say.s("b")), say.s("c")).enqueue()
+    drain()
+    before = everything()
+    for place, name in ((task_store, "bring_back"), (store, "write"), (store, "set_waits"), (store, "release")):
+        with monkeypatch.context() as patch:
+            broken = break_once(patch, place, name, late=True)
+            with pytest.raises(OperationalError):
+                handle.replay()
+        assert broken == [name]
+        assert everything() == before
+
+    assert handle.replay() == 3
 
 
 def test_a_rolled_back_transaction_of_the_caller_leaves_no_workflow() -> None:
@@ -358,6 +374,30 @@ def test_a_deadlock_between_settlements_of_nested_workflows_is_repeated(monkeypa
     assert open_flows() == []
 
 
+def test_of_two_replays_at_once_one_sends_each_task_back() -> None:
+    handle = chain(refuse.s("a"), chain(say.s("b")), say.s("c")).enqueue()
+    drain()
+
+    def again() -> int:
+        try:
+            return handle.replay()
+        except InvalidTransition:
+            return 0
+
+    assert sorted(in_threads(again, again, again)) == [0, 0, 3]
+    assert handle.refresh().counts.open == 3
+    drain()
+    assert handle.refresh().status == "failed"
+    [dead] = FinishedTask.objects.filter(state=DEAD)
+
+    counts = in_threads(*(lambda: replay([dead.pk]).count for _ in range(3)))
+
+    assert sorted(counts) == [0, 0, 1]
+    assert handle.refresh().counts.open == 3
+    drain()
+    assert_all_ended()
+
+
 def test_a_cancel_at_the_moment_of_the_last_end_is_either_heard_or_too_late() -> None:
     for _ in range(4):
         handle = called(chain(batch(say.s("a"), say.s("b")), say.s("c"))).enqueue()
@@ -408,6 +448,32 @@ def test_of_two_signals_at_once_one_is_taken() -> None:
     assert sorted(taken) == [False, False, True]
     drain()
     assert ran == [taken.index(True)]
+    assert_all_ended()
+
+
+def test_what_is_added_while_a_cancel_is_asked_for_is_cancelled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new workflow inside was stored between the look at the tree and the lock."""
+    handle = batch(say.s("a")).enqueue()
+    claimed = claim_all()["a"]
+    look = store.open_below
+    added: list[int] = []
+
+    def look_and_add(alias: str, key: Any) -> Any:
+        found = look(alias, key)
+        if not added:
+            added.append(0)
+            in_threads(lambda: added.append(handle.add(chain(say.s("b"), say.s("c")))))
+        return found
+
+    # In a transaction SQLite would let nobody add: there the look itself is under the lock.
+    if connection.features.has_select_for_update:
+        monkeypatch.setattr(store, "open_below", look_and_add)
+    assert handle.cancel()
+    settle(claimed)
+
+    drain()
+    assert ran == []
+    assert handle.refresh().status == "cancelled"
     assert_all_ended()
 
 
@@ -469,6 +535,161 @@ def test_members_inside_and_outside_ended_together_are_counted_once() -> None:
         assert_all_ended()
 
 
+def test_dead_members_inside_and_outside_replayed_together_all_come_back() -> None:
+    inner = workflow().add("x", refuse.s("x")).add("y", say.s("y"), after="x")
+    handle = batch(refuse.s("a"), inner, say.s("b")).catch(say.s("catch")).enqueue()
+    drain()
+    assert ran == ["b", "catch"]
+    dead = list(FinishedTask.objects.filter(state=DEAD).values_list("pk", flat=True))
+
+    assert replay(dead).count == 2
+    assert handle.refresh().counts.open == 2
+    found = claim_all()
+    write([ended(found["a"]), ended(found["x"])])
+    drain()
+
+    assert handle.refresh().status == "completed"
+    assert_all_ended()
+
+
+def test_a_member_replayed_while_its_follower_waits_is_waited_for_again() -> None:
+    """Its first end was allowed and had been taken off; its second must not stand for that of another."""
+    made = workflow().add("b", say.s("b")).add("c", say.s("c")).add("d", say.s("d"), after=("b", "c")).allow_failures(1)
+    handle = made.enqueue()
+    found = claim_all()
+    settle(found["b"], DEAD)
+
+    replay(by_tag("b").pk)
+    settle(claim_all()["b"])
+
+    assert state_by_tag()["d"] == "waiting"
+    settle(found["c"])
+    drain()
+    assert handle.refresh().status == "completed"
+    assert_all_ended()
+
+
+def test_a_workflow_replayed_while_its_follower_waits_is_waited_for_again() -> None:
+    made = (
+        workflow()
+        .add("b", chain(say.s("b")))
+        .add("c", say.s("c"))
+        .add("d", chain(say.s("d")), after=("b", "c"))
+        .allow_failures(1)
+    )
+    handle = made.enqueue()
+    found = claim_all()
+    settle(found["b"], DEAD)
+    replay(by_tag("b").pk)
+    settle(claim_all()["b"])
+    assert state_by_tag()["d"] == "waiting"
+    settle(found["c"])
+    drain()
+    assert handle.refresh().status == "completed"
+    assert_all_ended()
+
+
+def test_a_replayed_workflow_waits_for_its_turn_in_the_one_around_it() -> None:
+    """It was cancelled before its turn; brought back it still comes second."""
+    handle = chain(say.s("a"), chain(say.s("b"), say.s("c")), say.s("d")).enqueue()
+    inner = find_workflow(Workflow.objects.get(parent_id=handle.id).pk)
+    assert inner.cancel()
+    assert handle.refresh().counts.cancelled == 2
+
+    assert inner.replay() == 3
+    assert state_by_tag() == {"a": "ready", "b": "waiting", "c": "waiting", "d": "waiting"}
+
+    drain()
+    assert ran == ["a", "b", "c", "d"]
+    assert handle.refresh().status == "completed"
+    assert_all_ended()
+
+
+def test_a_workflow_replayed_inside_one_that_waits_starts_with_it() -> None:
+    handle = chain(say.s("a"), chain(chain(say.s("b")), say.s("c"))).enqueue()
+    outer = Workflow.objects.get(parent_id=handle.id)
+    inner = find_workflow(Workflow.objects.get(parent_id=outer.pk).pk)
+    cancel(by_tag("b").pk)
+    assert inner.refresh().status == "cancelled"
+
+    inner.replay()
+    drain()
+
+    assert ran == ["a", "b", "c"]
+    assert handle.refresh().status == "completed"
+    assert_all_ended()
+
+
+def test_what_was_cut_off_in_a_second_run_comes_back_as_well() -> None:
+    handle = chain(say.s("a"), chain(say.s("b"))).enqueue()
+    drain()
+    handle.replay(from_start=True)
+    settle(claim_all()["a"], DEAD)
+    assert handle.refresh().status == "failed"
+
+    replay(by_tag("a").pk)
+    drain()
+
+    assert handle.refresh().status == "completed"
+    assert_all_ended()
+
+
+def test_a_replay_from_the_start_ends_also_where_empty_batches_are() -> None:
+    handle = called(chain(batch(), batch(batch()), say.s("a"), batch())).enqueue()
+    alone = batch(batch()).then(say.s("then2")).enqueue()
+    drain()
+
+    assert handle.replay(from_start=True) == 1
+    assert alone.replay(from_start=True) == 0
+    drain()
+
+    assert handle.refresh().status == alone.refresh().status == "completed"
+    assert Counter(ran) == {"a": 2, "then": 2, "finally": 2, "then2": 2}
+    assert_all_ended()
+
+
+def test_a_gate_that_was_cancelled_waits_for_its_signal_again() -> None:
+    handle = workflow().wait_for("go").add("b", say.s(previous), after="go").enqueue()
+    handle.cancel()
+    handle.replay()
+
+    drain()
+    assert ran == []
+    assert handle.refresh().status == "running"
+    assert handle.signal("go", 7)
+    drain()
+    assert ran == [7]
+    assert_all_ended()
+
+
+def test_a_dead_letter_that_outlived_its_workflow_can_be_replayed() -> None:
+    handle = batch(refuse.s("a"), say.s("b")).enqueue()
+    drain()
+    Workflow.objects.filter(pk=handle.id).delete()
+
+    assert replay(by_tag("a").pk).count == 1
+
+    settle(claim_all()["a"])
+    assert state_by_tag()["a"] == "succeeded"
+
+
+def test_a_replay_does_not_lift_a_cancel() -> None:
+    handle = batch(say.s("a"), say.s("b"), chain(say.s("c"))).enqueue()
+    found = claim_all()
+    settle(found["a"], DEAD)
+    settle(found["c"], DEAD)
+    handle.cancel()
+    inner = find_workflow(Workflow.objects.get(parent_id=handle.id).pk)
+
+    assert replay([by_tag("a").pk, by_tag("c").pk]).count == 0
+    with pytest.raises(InvalidTransition, match="being cancelled"):
+        inner.replay()
+
+    settle(found["b"])
+    assert handle.refresh().status == "cancelled"
+    assert_all_ended()
+
+
 def test_a_cancel_that_died_half_way_still_ends_its_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for and committed; whoever asked was killed before the members were cancelled."""
     from django_taskq.lifecycle import workflows
@@ -504,6 +725,47 @@ def test_no_catch_is_called_once_a_cancel_was_asked_for() -> None:
 
     assert handle.refresh().status == "cancelled"
     assert callbacks() == {"finally": 1}
+
+
+def test_a_failure_stops_only_what_still_waits_for_it() -> None:
+    """Its follower went on after an allowed failure, and what comes after that one waits for no failure any more."""
+    made = workflow().add("a", say.s("a")).add("b", say.s("b"), after="a").add("c", say.s("c"), after="b")
+    made = made.add("x", say.s("x")).allow_failures(1)
+    handle = made.enqueue()
+    found = claim_all()
+    settle(found["a"], DEAD)
+    running = claim_all()["b"]
+    replay(by_tag("a").pk)
+    settle(found["x"], DEAD)
+
+    settle(claim_all()["a"], DEAD)
+
+    assert state_by_tag()["c"] == "waiting"
+    settle(running)
+    assert state_by_tag()["c"] == "ready"
+    drain()
+    assert handle.refresh().status == "failed"
+    assert_all_ended()
+
+
+def test_what_is_called_finally_waits_for_then_and_catch_however_they_end() -> None:
+    """S0-93: a callback that dies changes nothing about its workflow; one that is replayed is waited for once."""
+    handle = batch(say.s("a")).then(say.s("t1"), say.s("t2")).finally_(say.s("finally")).enqueue()
+    settle(claim_all()["a"])
+    found = claim_all()
+    settle(found["t1"], DEAD)
+    assert handle.refresh().status == "completed"
+    assert state_by_tag()["finally"] == "waiting"
+    replay(by_tag("t1").pk)
+    settle(claim_all()["t1"])
+    assert state_by_tag()["finally"] == "waiting"
+
+    settle(found["t2"], CANCELLED)
+
+    assert state_by_tag()["finally"] == "ready"
+    drain()
+    assert handle.refresh().status == "completed"
+    assert_all_ended()
 
 
 def test_what_was_cut_off_is_told_finally() -> None:
