@@ -23,6 +23,7 @@ from django_taskq.lifecycle import settle as settling
 from django_taskq.lifecycle.control import kill
 from django_taskq.lifecycle.rescue import rescue
 from django_taskq.models import Dependency, FinishedTask, Stat, Task, Worker, Workflow
+from django_taskq.store import retention
 from django_taskq.store import tasks as task_store
 from django_taskq.store import workflows as store
 from django_taskq.store.vendors import vendor_for
@@ -841,3 +842,26 @@ def test_a_result_that_is_used_after_a_crash_is_that_of_the_settled_attempt() ->
     assert ran == ["a", "a", "a"]
     assert handle.refresh().counts.succeeded == 2
     assert_all_ended()
+
+
+def test_a_workflow_is_not_pruned_while_anything_in_it_lives() -> None:
+    """S0-89: a callback of one inside still runs, or it was replayed after the look and before the lock."""
+    handle = batch(batch(say.s("a")).then(say.s("then")).finally_(say.s(previous)), refuse.s("b")).enqueue()
+    found = claim_all()
+    write([ended(found["a"]), ended(found["b"], DEAD)])
+    later = db_now() + timedelta(seconds=1)
+    [key] = retention.old_workflows(ALIAS, state=handle.refresh()._row.state, before=later, limit=10)
+
+    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=later) is None
+    assert Workflow.objects.count() == 2
+    drain()
+    assert ran == ["then", [None]]
+
+    handle.replay()
+    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=later) is None
+    assert Workflow.objects.count() == 2
+    drain()
+    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=None) is None
+    assert not Workflow.objects.exists()
+    assert not Dependency.objects.exists()
+    assert [tag(row) for row in FinishedTask.objects.all()] == ["b"]
