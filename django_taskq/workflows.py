@@ -37,10 +37,11 @@ __all__ = [
 ]
 
 
-previous = Placeholder()
+# Any, so that it fits where a signature asks for what the result will be.
+previous: Any = Placeholder()
 
 
-def result_of(name: str) -> Placeholder:
+def result_of(name: str) -> Any:
     """Return what stands for the result of the node ``name`` of the same workflow."""
     return Placeholder(name)
 

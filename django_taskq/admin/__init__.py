@@ -9,6 +9,7 @@ from django_taskq.admin.audit import AuditEntryAdmin, DutyAdmin
 from django_taskq.admin.queues import QueueAdmin, TaskTypeAdmin
 from django_taskq.admin.tasks import DeadTaskAdmin, FinishedTaskAdmin, TaskAdmin
 from django_taskq.admin.workers import WorkerAdmin
+from django_taskq.admin.workflows import WorkflowAdmin
 
 __all__ = [
     "AuditEntryAdmin",
@@ -19,4 +20,5 @@ __all__ = [
     "TaskAdmin",
     "TaskTypeAdmin",
     "WorkerAdmin",
+    "WorkflowAdmin",
 ]

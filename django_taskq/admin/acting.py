@@ -1,5 +1,5 @@
 """
-What an operator may do, and the page that asks before it is done.
+What an operator may do to tasks and workflows, and the page that asks before it is done.
 
 A button or a selection posts ids here; the page names what will happen and asks
 for a reason; only its own POST acts. GET changes nothing. Everything goes through
@@ -8,12 +8,14 @@ for a reason; only its own POST acts. GET changes nothing. Everything goes throu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django import forms
 from django.contrib import messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -25,12 +27,26 @@ from django_taskq.admin.base import ReadOnlyAdmin, alias
 from django_taskq.admin.shown import clean
 from django_taskq.compat import ADMIN_BREADCRUMBS_ARE_A_LIST
 from django_taskq.domain.states import LIVE, State
+from django_taskq.domain.workflows import WorkflowState
 from django_taskq.lifecycle import control
 from django_taskq.lifecycle.control import Changed
+from django_taskq.models import Workflow
 from django_taskq.models.tasks import TaskRow
+from django_taskq.ops.workflows import state_name, title
 from django_taskq.store import tasks as store
 
-__all__ = ["MOST_SELECTED", "VERBS", "ReasonForm", "Verb", "act_on_tasks", "offered", "safe_back"]
+__all__ = [
+    "MOST_SELECTED",
+    "VERBS",
+    "WORKFLOW_VERBS",
+    "ReasonForm",
+    "Verb",
+    "act_on",
+    "offered",
+    "offered_workflow",
+    "refuse",
+    "safe_back",
+]
 
 MOST_SELECTED = 200
 _SHOWN_SKIPS = 5
@@ -57,8 +73,8 @@ class ReasonForm(forms.Form):
         return {}
 
 
-class ReplayForm(ReasonForm):
-    """How a replay is done."""
+class AttemptsForm(ReasonForm):
+    """How often what is replayed may be tried."""
 
     attempts = forms.IntegerField(
         label=gettext_lazy("attempts"),
@@ -67,6 +83,14 @@ class ReplayForm(ReasonForm):
         max_value=1000,
         help_text=gettext_lazy("How many more attempts each task gets. Empty: as many as it had at first."),
     )
+
+    def options(self) -> dict[str, Any]:
+        return {"attempts": self.cleaned_data["attempts"]}
+
+
+class ReplayForm(AttemptsForm):
+    """How a replay is done."""
+
     force = forms.BooleanField(
         label=gettext_lazy("also tasks that this web process does not know"),
         required=False,
@@ -80,12 +104,13 @@ class ReplayForm(ReasonForm):
     )
 
     def options(self) -> dict[str, Any]:
-        return {name: self.cleaned_data[name] for name in ("attempts", "force", "from_start")}
+        names = ("force", "from_start")
+        return {**super().options(), **{name: self.cleaned_data[name] for name in names}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb:
-    """One thing that can be done to tasks."""
+    """One thing that can be done to tasks, or with ``what`` to workflows."""
 
     name: str
     label: Any
@@ -93,30 +118,68 @@ class Verb:
     effect: Any
     form: type[ReasonForm] = ReasonForm
     style: str = ""
-
-    @property
-    def permission(self) -> str:
-        return f"django_taskq.{self.name}_task"
+    what: str = "task"
+    act: Callable[..., Changed]
+    permission: str
 
     def run(self, ids: Sequence[str], **options: Any) -> Changed:
         """Do it. ``options`` are actor, reason, alias and what the form gives."""
-        verb: Any = getattr(control, self.name)
-        changed: Changed = verb(ids, **options)
-        return changed
+        return self.act(ids, **options)
+
+    def find(self, ids: Sequence[str]) -> list[TaskRow | Workflow]:
+        """Return those of the rows that exist."""
+        if self.what == "task":
+            return list(store.find_many(alias(), ids).values())
+        return list(Workflow.objects.using(alias()).filter(pk__in=ids).order_by("-pk"))
+
+    def counted(self, count: int) -> str:
+        """Say how many."""
+        if self.what == "task":
+            return ngettext("%d task", "%d tasks", count) % count
+        return ngettext("%d workflow", "%d workflows", count) % count
+
+    @property
+    def nothing(self) -> str:
+        """What is said where nothing was selected."""
+        return _("No task was selected.") if self.what == "task" else _("No workflow was selected.")
 
     def done(self, count: int) -> str:
-        """Say what was done to ``count`` tasks."""
-        match self.name:
-            case "replay":
-                return ngettext("%d task was sent back and is ready.", "%d tasks were sent back and are ready.", count)
-            case "cancel":
-                return ngettext("%d task was cancelled.", "%d tasks were cancelled.", count)
-            case "discard":
-                return ngettext("%d dead letter was discarded.", "%d dead letters were discarded.", count)
-            case _other:
-                return ngettext(
+        """Say what was done to ``count`` of them."""
+        match self.what, self.name:
+            case "workflow", "cancel":
+                text = ngettext("%d workflow was cancelled.", "%d workflows were cancelled.", count)
+            case "workflow", _replayed:
+                text = ngettext("%d workflow runs again.", "%d workflows run again.", count)
+            case _, "replay":
+                text = ngettext("%d task was sent back and is ready.", "%d tasks were sent back and are ready.", count)
+            case _, "cancel":
+                text = ngettext("%d task was cancelled.", "%d tasks were cancelled.", count)
+            case _, "discard":
+                text = ngettext("%d dead letter was discarded.", "%d dead letters were discarded.", count)
+            case _:
+                text = ngettext(
                     "%d task was moved to the dead letters.", "%d tasks were moved to the dead letters.", count
                 )
+        return text % count
+
+    def asked(self, count: int) -> str:
+        """Say how many were asked to stop."""
+        if self.what == "task":
+            return ngettext("%d running task was asked to stop.", "%d running tasks were asked to stop.", count) % count
+        return (
+            ngettext(
+                "%d workflow is being cancelled: it ends when nothing in it runs.",
+                "%d workflows are being cancelled: they end when nothing in them runs.",
+                count,
+            )
+            % count
+        )
+
+    def skipped(self, count: int) -> str:
+        """Say how many were skipped."""
+        if self.what == "task":
+            return ngettext("%d task was skipped", "%d tasks were skipped", count) % count
+        return ngettext("%d workflow was skipped", "%d workflows were skipped", count) % count
 
 
 VERBS = {
@@ -132,6 +195,8 @@ VERBS = {
             ),
             form=ReplayForm,
             style="default",
+            act=control.replay,
+            permission="django_taskq.replay_task",
         ),
         Verb(
             name="cancel",
@@ -141,6 +206,8 @@ VERBS = {
                 "A task that waits ends as cancelled at once. One that runs is asked to stop, "
                 "and ends when it listens. A cancelled task can be replayed."
             ),
+            act=control.cancel,
+            permission="django_taskq.cancel_task",
         ),
         Verb(
             name="kill",
@@ -150,6 +217,8 @@ VERBS = {
                 "The task will not run. It is kept with the dead letters, where it can be looked at and replayed. "
                 "Running tasks are skipped."
             ),
+            act=control.kill,
+            permission="django_taskq.kill_task",
         ),
         Verb(
             name="discard",
@@ -158,6 +227,54 @@ VERBS = {
             effect=gettext_lazy(
                 "The dead letter leaves the list of what somebody has to look at. It is kept and can still be replayed."
             ),
+            act=control.discard,
+            permission="django_taskq.discard_task",
+        ),
+    )
+}
+
+WORKFLOW_VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            name="replay",
+            label=gettext_lazy("Replay what failed…"),
+            title=gettext_lazy("Replay what failed"),
+            effect=gettext_lazy(
+                "Members that are dead or cancelled run again, and so does what waited for them. What succeeded keeps "
+                "its results. What failed may have had effects already: replay it only if doing it again does no harm."
+            ),
+            form=AttemptsForm,
+            style="default",
+            what="workflow",
+            act=control.replay_workflows,
+            permission="django_taskq.replay_workflow",
+        ),
+        Verb(
+            name="restart",
+            label=gettext_lazy("Replay from the start…"),
+            title=gettext_lazy("Replay from the start"),
+            effect=gettext_lazy(
+                "All members run again, those that succeeded too, and their results are replaced. "
+                "All of it has had effects already: do it only if doing it again does no harm."
+            ),
+            form=AttemptsForm,
+            what="workflow",
+            act=partial(control.replay_workflows, from_start=True),
+            permission="django_taskq.replay_workflow",
+        ),
+        Verb(
+            name="cancel",
+            label=gettext_lazy("Cancel…"),
+            title=gettext_lazy("Cancel"),
+            effect=gettext_lazy(
+                "Members that wait end as cancelled at once, with all that is inside them; running ones are asked to "
+                "stop. It ends when nothing in it runs; then its finally callbacks are called, then and catch are not. "
+                "A cancelled workflow can be replayed."
+            ),
+            what="workflow",
+            act=control.cancel_workflows,
+            permission="django_taskq.cancel_workflow",
         ),
     )
 }
@@ -175,6 +292,17 @@ def offered(row: TaskRow, request: HttpRequest) -> list[Verb]:
     return [verb for name, verb in VERBS.items() if fitting[name] and user.has_perm(verb.permission)]
 
 
+def offered_workflow(row: Workflow, request: HttpRequest) -> list[Verb]:
+    """Return the verbs that make sense for this workflow and that this user may use."""
+    fitting = {
+        "replay": row.state in (WorkflowState.FAILED, WorkflowState.CANCELLED),
+        "restart": row.has_ended,
+        "cancel": not row.has_ended and not row.cancel,
+    }
+    user: Any = request.user
+    return [verb for name, verb in WORKFLOW_VERBS.items() if fitting[name] and user.has_perm(verb.permission)]
+
+
 def safe_back(request: HttpRequest, fallback: str) -> str:
     """Return where to go afterwards: the address the form names if it is on this host, else the fallback."""
     back = request.POST.get("back", "")
@@ -185,24 +313,40 @@ def safe_back(request: HttpRequest, fallback: str) -> str:
     return fallback
 
 
-def act_on_tasks(
-    page: ReadOnlyAdmin, request: HttpRequest, verb_name: str, *, action: str, ids: Sequence[str] = ()
+def refuse(page: ReadOnlyAdmin, request: HttpRequest, verbs: Mapping[str, Verb]) -> HttpResponse | None:
+    """Answer a list's POST that Django's own list would take wrongly, or fail on; None for a good one."""
+    user: Any = request.user
+    verb = verbs.get(request.POST.get("action", "").removesuffix("_selected"))
+    if verb is not None and not (page.has_view_permission(request) and user.has_perm(verb.permission)):
+        raise PermissionDenied
+    selected = request.POST.getlist(ACTION_CHECKBOX_NAME)
+    if request.POST.get("select_across", "0") not in ("", "0"):
+        text = _("Only what one page shows can be selected. Nothing was changed.")
+    elif any(store.to_uuid(key) is None for key in selected):
+        text = _("One of the selected ids is none. Nothing was changed.")
+    else:
+        return None
+    messages.error(request, text)
+    return HttpResponseRedirect(request.get_full_path())
+
+
+def act_on(
+    page: ReadOnlyAdmin, request: HttpRequest, verb: Verb, *, action: str, ids: Sequence[str] = ()
 ) -> HttpResponse:
     """
     Ask for confirmation, or do it when it was given.
 
     ``action`` is the address that the confirmation goes to. Raise PermissionDenied without the verb's permission.
     """
-    verb = VERBS.get(verb_name)
     user: Any = request.user
-    if verb is None or not page.has_view_permission(request) or not user.has_perm(verb.permission):
+    if not page.has_view_permission(request) or not user.has_perm(verb.permission):
         raise PermissionDenied
     if request.method != "POST":
         return HttpResponseNotAllowed(["POST"])
     ids = [str(key) for key in dict.fromkeys(map(store.to_uuid, ids or request.POST.getlist("id"))) if key is not None]
     back = safe_back(request, page.list_link(page.model) or request.path)
     if not ids or len(ids) > MOST_SELECTED:
-        text = _("No task was selected.") if not ids else _("At most %d tasks at once.") % MOST_SELECTED
+        text = _("At most %s at once.") % verb.counted(MOST_SELECTED) if ids else verb.nothing
         messages.warning(request, text)
         return HttpResponseRedirect(back)
     is_confirmed = "confirmed" in request.POST
@@ -213,14 +357,14 @@ def act_on_tasks(
         )
         report(request, verb, changed)
         return HttpResponseRedirect(back)
-    found = store.find_many(alias(), ids[:_SHOWN_TASKS])
+    found = verb.find(ids[:_SHOWN_TASKS])
     context = page.page_context(
         request,
-        title=_title(verb, len(ids)),
+        title=f"{verb.title}: {verb.counted(len(ids))}",
         verb=verb,
         form=form,
         ids=ids,
-        tasks=[{"row": row, "name": clean(row.name), "state": State(row.state).name.lower()} for row in found.values()],
+        tasks=[{"row": row, "name": clean(title(row)), "state": state_name(row)} for row in found],
         unlisted=len(ids) - len(found),
         back=back,
         action=action,
@@ -230,21 +374,15 @@ def act_on_tasks(
     return TemplateResponse(request, "admin/django_taskq/confirm.html", context)
 
 
-def _title(verb: Verb, count: int) -> str:
-    return f"{verb.title}: " + ngettext("%d task", "%d tasks", count) % count
-
-
 def report(request: HttpRequest, verb: Verb, changed: Changed) -> None:
     """Say exactly what was done, and what was skipped and why."""
     if changed.ids:
-        messages.success(request, verb.done(len(changed.ids)) % len(changed.ids))
+        messages.success(request, verb.done(len(changed.ids)))
     if changed.asked:
-        count = len(changed.asked)
-        text = ngettext("%d running task was asked to stop.", "%d running tasks were asked to stop.", count)
-        messages.success(request, text % count)
+        messages.success(request, verb.asked(len(changed.asked)))
     if changed.skipped:
         count = len(changed.skipped)
-        text = ngettext("%d task was skipped", "%d tasks were skipped", count) % count
+        text = verb.skipped(count)
         named = "; ".join(f"{key}: {clean(why)}" for key, why in changed.skipped[:_SHOWN_SKIPS])
         more = _("; and %d more") % (count - _SHOWN_SKIPS) if count > _SHOWN_SKIPS else ""
         messages.warning(request, f"{text}: {named}{more}.")

@@ -14,7 +14,7 @@ from django_taskq import clock
 from django_taskq.admin.base import ReadOnlyAdmin, alias
 from django_taskq.admin.paging import FilterForm
 from django_taskq.admin.shown import ago, clean
-from django_taskq.models import AuditEntry, Duty, Task
+from django_taskq.models import AuditEntry, Duty, Task, Workflow
 from django_taskq.ops.search import Order, Page, paged
 from django_taskq.store.tasks import to_uuid
 
@@ -26,7 +26,7 @@ _ACTIONS = ("cancel", "discard", "kill", "pause", "replay", "resume")
 class AuditForm(FilterForm):
     """Filters of the audit log."""
 
-    task = forms.UUIDField(label=gettext_lazy("task id"), required=False)
+    task = forms.UUIDField(label=gettext_lazy("id of a task or workflow"), required=False)
     actor = forms.CharField(label=gettext_lazy("actor"), required=False, max_length=150)
     action = forms.ChoiceField(
         label=gettext_lazy("action"),
@@ -72,10 +72,12 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     def target_column(self, row: AuditEntry) -> str:
         return clean(row.target)
 
-    @admin.display(description=gettext_lazy("task"))
+    @admin.display(description=gettext_lazy("task or workflow"))
     def task_column(self, row: AuditEntry) -> SafeString | str:
         key = to_uuid(row.task_id)
-        link = None if key is None else self.link_to(Task, key)
+        # Said by the target, since nothing is looked up for a list.
+        model = Workflow if row.target.startswith("workflow ") else Task
+        link = None if key is None else self.link_to(model, key)
         if link is None:
             return "-" if key is None else str(key)
         return format_html('<a href="{}"><code class="taskq-id">{}…{}</code></a>', link, str(key)[:8], str(key)[-4:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,19 +18,32 @@ from django_taskq.admin import acting
 from django_taskq.admin.base import alias
 from django_taskq.admin.shown import Shown, ago, clean, exact, pretty, tail
 from django_taskq.domain.states import Ack, State, StepState
-from django_taskq.models import Attempt, AuditEntry, DeadTask, FinishedTask, Progress, Queue, Step, Task, Worker
+from django_taskq.domain.workflows import Role
+from django_taskq.models import (
+    Attempt,
+    AuditEntry,
+    DeadTask,
+    FinishedTask,
+    Progress,
+    Queue,
+    Step,
+    Task,
+    Worker,
+    Workflow,
+)
 from django_taskq.models.tasks import TaskRow
-from django_taskq.ops import snapshot
+from django_taskq.ops import snapshot, workflows
 from django_taskq.ops.explain import duration, explain
 
 if TYPE_CHECKING:
     from django_taskq.admin.tasks import TaskRowAdmin
 
-__all__ = ["facts"]
+__all__ = ["Fact", "audit", "facts"]
 
 _MOST_ATTEMPTS = 20
 _MOST_ENTRIES = 50
 _MOST_STEPS = 200
+_MOST_BLOCKERS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +66,12 @@ class Value:
 
 def facts(page: TaskRowAdmin, request: HttpRequest, row: TaskRow) -> dict[str, Any]:
     """Return the template's context for one task."""
-    user: Any = request.user
     now = clock.now()
     worker = None if not row.worker_id else Worker.objects.using(alias()).filter(pk=row.worker_id).first()
     attempts = list(Attempt.objects.using(alias()).filter(task_id=row.pk).order_by("-id")[: _MOST_ATTEMPTS + 1])
     steps = Step.objects.using(alias()).filter(task_id=row.pk).order_by("position", "id").defer("result")
     shown_steps = list(steps[: _MOST_STEPS + 1])
-    may_audit = user.has_perm("django_taskq.view_auditentry")
-    entries = AuditEntry.objects.using(alias()).filter(task_id=row.pk).order_by("-id")[:_MOST_ENTRIES]
+    flow = None if row.workflow_id is None else Workflow.objects.using(alias()).filter(pk=row.workflow_id).first()
     return {
         "row": row,
         "state_name": State(row.state).name.lower(),
@@ -67,7 +79,7 @@ def facts(page: TaskRowAdmin, request: HttpRequest, row: TaskRow) -> dict[str, A
         "why": clean(explain(alias(), row, now=now)),
         "buttons": [{"verb": verb, "action": page.act_link(verb.name)} for verb in acting.offered(row, request)],
         "error": _error(page, row),
-        "facts": _facts(page, row, worker),
+        "facts": [*_facts(page, row, worker), *_workflow_facts(page, row, flow)],
         "timeline": _timeline(row),
         "progress": _progress(row),
         "values": _values(page, row),
@@ -75,9 +87,16 @@ def facts(page: TaskRowAdmin, request: HttpRequest, row: TaskRow) -> dict[str, A
         "has_more_steps": len(shown_steps) > _MOST_STEPS,
         "attempts": [_attempt(row, attempt) for attempt in attempts[:_MOST_ATTEMPTS]],
         "has_more_attempts": len(attempts) > _MOST_ATTEMPTS,
-        "may_audit": may_audit,
-        "audit": [_entry(entry) for entry in entries] if may_audit else [],
+        **audit(request, row.pk),
     }
+
+
+def audit(request: HttpRequest, key: uuid.UUID) -> dict[str, Any]:
+    """Return what operators did to a task or workflow, if the user may see it."""
+    user: Any = request.user
+    may_audit = user.has_perm("django_taskq.view_auditentry")
+    entries = AuditEntry.objects.using(alias()).filter(task_id=key).order_by("-id")[:_MOST_ENTRIES]
+    return {"may_audit": may_audit, "audit": [_entry(entry) for entry in entries] if may_audit else []}
 
 
 def _facts(page: TaskRowAdmin, row: TaskRow, worker: Worker | None) -> list[Fact]:
@@ -98,6 +117,30 @@ def _facts(page: TaskRowAdmin, row: TaskRow, worker: Worker | None) -> list[Fact
         found.append(Fact(label=_("Cancel"), value=_("requested")))
     if isinstance(row, FinishedTask) and row.reason:
         found.append(Fact(label=_("Reason"), value=row.reason.replace("_", " ")))
+    return found
+
+
+def _workflow_facts(page: TaskRowAdmin, row: TaskRow, flow: Workflow | None) -> list[Fact]:
+    if row.workflow_id is None:
+        return []
+    is_member = row.role in (None, Role.MEMBER)
+    name = _("gone") if flow is None else clean(workflows.title(flow))
+    label = _("Member of") if is_member else _("Called by")
+    found = [Fact(label=label, value=name, link=None if flow is None else page.link_to(Workflow, flow.pk))]
+    if not is_member:
+        found.append(Fact(label=_("Called as"), value=row.get_role_display()))
+    if row.state == State.WAITING:
+        before = workflows.blockers(alias(), row.pk)
+        found += [
+            Fact(
+                label=_("Waits for"),
+                value=f"{clean(workflows.title(node))} ({workflows.state_name(node)})",
+                link=page.link_to(type(node), node.pk),
+            )
+            for node in before[:_MOST_BLOCKERS]
+        ]
+        if len(before) > _MOST_BLOCKERS:
+            found.append(Fact(label=_("Waits for"), value=_("%d more") % (len(before) - _MOST_BLOCKERS)))
     return found
 
 

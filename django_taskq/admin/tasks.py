@@ -162,28 +162,13 @@ class TaskRowAdmin(ReadOnlyAdmin):
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         if request.method == "POST":
-            refused = self._refuse(request)
+            refused = acting.refuse(self, request, acting.VERBS)
             if refused is not None:
                 return refused
         found = self._whole_id(request.GET.get("q", ""))
         if found is not None and self.has_view_permission(request):
             return HttpResponseRedirect(found)
         return super().changelist_view(request, extra_context)
-
-    def _refuse(self, request: HttpRequest) -> HttpResponse | None:
-        """Answer a POST that Django's own list would take wrongly, or fail on; None for a good one."""
-        verb = request.POST.get("action", "").removesuffix("_selected")
-        if verb in acting.VERBS and not (self.has_view_permission(request) and self._may(request, verb)):
-            raise PermissionDenied
-        selected = request.POST.getlist(ACTION_CHECKBOX_NAME)
-        if request.POST.get("select_across", "0") not in ("", "0"):
-            text = _("Only the tasks of one page can be selected. Nothing was changed.")
-        elif any(store.to_uuid(key) is None for key in selected):
-            text = _("One of the selected ids is none. Nothing was changed.")
-        else:
-            return None
-        self.message_user(request, text, messages.ERROR)
-        return HttpResponseRedirect(request.get_full_path())
 
     def _whole_id(self, term: str) -> str | None:
         """Return the page of the task whose whole id was searched for."""
@@ -222,7 +207,7 @@ class TaskRowAdmin(ReadOnlyAdmin):
     def _act_on_selected(self, request: HttpRequest, verb: str) -> HttpResponse:
         # The ids as posted, not the queryset: a task that moved on meanwhile is reported, not left out in silence.
         ids = request.POST.getlist(ACTION_CHECKBOX_NAME)
-        return acting.act_on_tasks(self, request, verb, action=self.act_link(verb), ids=ids)
+        return acting.act_on(self, request, acting.VERBS[verb], action=self.act_link(verb), ids=ids)
 
     def act_link(self, verb: str) -> str:
         """Return the address that a verb's confirmation goes to."""
@@ -232,7 +217,7 @@ class TaskRowAdmin(ReadOnlyAdmin):
     def act_view(self, request: HttpRequest, verb: str) -> HttpResponse:
         if verb not in acting.VERBS:
             raise Http404
-        return acting.act_on_tasks(self, request, verb, action=self.act_link(verb))
+        return acting.act_on(self, request, acting.VERBS[verb], action=self.act_link(verb))
 
     # One task
 

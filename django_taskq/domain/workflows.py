@@ -19,6 +19,7 @@ from django_taskq.exceptions import InvalidWorkflow
 
 __all__ = [
     "ENDED",
+    "KIND_NAMES",
     "Counts",
     "Kind",
     "Placeholder",
@@ -38,6 +39,9 @@ class Kind(IntEnum):
     CHAIN = 1
     BATCH = 2
     GRAPH = 3
+
+
+KIND_NAMES = {Kind.CHAIN: "chain", Kind.BATCH: "batch", Kind.GRAPH: "workflow"}
 
 
 class WorkflowState(IntEnum):

@@ -25,8 +25,19 @@ from django_taskq.models import FinishedTask
 from django_taskq.models.tasks import TaskRow
 from django_taskq.store import queues as queue_store
 from django_taskq.store import tasks as store
+from django_taskq.store import workflows as workflow_store
 
-__all__ = ["Changed", "cancel", "discard", "kill", "pause", "replay", "resume"]
+__all__ = [
+    "Changed",
+    "cancel",
+    "cancel_workflows",
+    "discard",
+    "kill",
+    "pause",
+    "replay",
+    "replay_workflows",
+    "resume",
+]
 
 CHUNK = 500
 # How often a task may change between waiting and running while somebody cancels it.
@@ -183,7 +194,9 @@ def replay(
             alias, [key for key in fit if key not in inside], now=now, attempts=attempts, from_start=from_start
         )
         if members:
-            rows += workflows.replay_members(alias, members, now=now, attempts=attempts, from_start=from_start)
+            rows += workflows.replay_members(
+                alias, members, now=now, attempts=attempts, actor=actor, from_start=from_start
+            )
         if rows:
             store.audit(
                 alias,
@@ -303,6 +316,62 @@ def kill(
             using=alias,
         )
     return _one_or_many(ids, Changed(ids=tuple(done), skipped=tuple(skipped)))
+
+
+def cancel_workflows(ids: Iterable[Any], *, actor: str = "", reason: str = "", alias: str | None = None) -> Changed:
+    """
+    Cancel chains, batches and workflows with all inside them.
+
+    Those in which something still runs are among the ``asked``: they end when nothing in them runs.
+    """
+    alias = _alias(alias)
+    done: list[str] = []
+    asked: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for key in _workflows(alias, ids, skipped):
+        if not workflows.cancel(key, actor=actor, reason=reason, alias=alias):
+            skipped.append((str(key), "it has ended"))
+            continue
+        row = workflow_store.find(alias, key)
+        (done if row is None or row.has_ended else asked).append(str(key))
+    return Changed(ids=tuple(done), asked=tuple(asked), skipped=tuple(skipped))
+
+
+def replay_workflows(
+    ids: Iterable[Any],
+    *,
+    from_start: bool = False,
+    attempts: int | None = None,
+    actor: str = "",
+    reason: str = "",
+    alias: str | None = None,
+) -> Changed:
+    """
+    Run again what did not succeed in chains, batches and workflows, and what waited for it.
+
+    ``from_start``: run everything again. One that has not ended is skipped, and one that completed, but from the start.
+    """
+    alias = _alias(alias)
+    done: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for key in _workflows(alias, ids, skipped):
+        try:
+            workflows.replay(key, from_start=from_start, attempts=attempts, actor=actor, reason=reason, alias=alias)
+        except InvalidTransition as error:
+            skipped.append((str(key), str(error)))
+        else:
+            done.append(str(key))
+    return Changed(ids=tuple(done), skipped=tuple(skipped))
+
+
+def _workflows(alias: str, ids: Iterable[Any], skipped: list[tuple[str, str]]) -> Iterator[uuid.UUID]:
+    for public_id in ids:
+        key = store.to_uuid(public_id)
+        row = None if key is None else workflow_store.find(alias, key)
+        if row is None:
+            skipped.append((str(public_id), "not found"))
+        else:
+            yield row.pk
 
 
 def pause(queue: str, *, actor: str = "", reason: str = "", alias: str | None = None) -> bool:

@@ -127,6 +127,8 @@ class Recorder(Protocol):
 
 # Filled by django_taskq.testing: the last one is told instead of the database.
 recorders: list[Recorder] = []
+# Told beside them of the rows of workflows that would have been stored, outermost first.
+workflow_recorders: list[Callable[[Sequence[Any], str], None]] = []
 
 
 def database_for(options: conf.Options) -> str:

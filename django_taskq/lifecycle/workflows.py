@@ -346,6 +346,7 @@ def enqueue(made: Composition) -> Workflow:
     root = layout.lay(made)
     told = advancing.Advanced(alias)
     if enqueueing.recorders:
+        enqueueing.workflow_recorders[-1](layout.workflows, alias)
         for number, task, row in zip(
             (call[0] for call in layout.calls), (call[1] for call in layout.calls), layout.tasks, strict=True
         ):
@@ -478,9 +479,9 @@ def end_members(
     return ended
 
 
-def cancel(key: uuid.UUID, *, actor: str, reason: str) -> bool:
+def cancel(key: uuid.UUID, *, actor: str, reason: str, alias: str | None = None) -> bool:
     """Cancel a workflow with all inside it; return False if it had ended."""
-    alias, now = _alias(), clock.now()
+    alias, now = alias or _alias(), clock.now()
     vendor = vendor_for(alias)
 
     def ask() -> list[uuid.UUID]:
@@ -498,7 +499,9 @@ def cancel(key: uuid.UUID, *, actor: str, reason: str) -> bool:
             for row in rows:
                 row.cancel = True
             store.write(alias, rows)
-            task_store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, target=f"workflow {key}")
+            task_store.audit(
+                alias, actor=actor, action="cancel", now=now, reason=reason, target=f"workflow {key}", key=key
+            )
             return [row.pk for row in rows]
 
     flows = vendor.retrying(ask)
@@ -559,9 +562,11 @@ def _end_empty(alias: str, flows: Sequence[uuid.UUID], now: datetime) -> None:
 # Bringing back
 
 
-def replay(key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str, reason: str) -> int:
+def replay(
+    key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str, reason: str, alias: str | None = None
+) -> int:
     """Send back what did not succeed, or everything; return how many tasks."""
-    alias, now = _alias(), clock.now()
+    alias, now = alias or _alias(), clock.now()
     vendor = vendor_for(alias)
 
     def once() -> tuple[int, advancing.Advanced]:
@@ -586,6 +591,7 @@ def replay(key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str
                 now=now,
                 reason=reason,
                 target=f"workflow {key}",
+                key=key,
                 detail={"from_start": from_start, "tasks": count},
             )
         return count, told
@@ -596,7 +602,13 @@ def replay(key: uuid.UUID, *, from_start: bool, attempts: int | None, actor: str
 
 
 def replay_members(
-    alias: str, rows: Sequence[FinishedTask], *, now: datetime, attempts: int | None, from_start: bool = False
+    alias: str,
+    rows: Sequence[FinishedTask],
+    *,
+    now: datetime,
+    attempts: int | None,
+    actor: str,
+    from_start: bool = False,
 ) -> list[Task]:
     """
     Send single members back, and reopen their workflows in the same transaction.
@@ -629,10 +641,12 @@ def replay_members(
                     continue
                 done.update(back.keys & by_flow[key])
                 if has_ended and count:
-                    told.tell(events.WorkflowReplayed, flow, actor="", count=count)
+                    told.tell(events.WorkflowReplayed, flow, actor=actor, count=count)
             # A dead letter outlives its workflow; nobody counts it any more.
             alone = [task for key in by_flow.keys() - found for task in by_flow[key]]
-            done.update(task.pk for task in task_store.replay(alias, alone, now=now, attempts=attempts))
+            done.update(
+                task.pk for task in task_store.replay(alias, alone, now=now, attempts=attempts, from_start=from_start)
+            )
         return told
 
     told = vendor.retrying(once)

@@ -76,7 +76,8 @@ class Workflow(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.name or Kind(self.kind).name.lower()} {self.pk}"
+        # Without its name, which is the project's text and may hold anything.
+        return f"{self.get_kind_display()} {self.pk}"
 
     @property
     def counts(self) -> Counts:

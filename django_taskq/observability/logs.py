@@ -42,6 +42,14 @@ _SENTENCES: dict[type[events.Event], tuple[int, str]] = {
         logging.WARNING,
         "The end of task %(task)s (%(task_id)s) was not written: worker %(worker_id)d had lost its lease",
     ),
+    events.WorkflowStarted: (logging.DEBUG, "%(workflow)s started with %(total)d members"),
+    events.WorkflowCompleted: (logging.INFO, "%(workflow)s completed"),
+    # Its dead members have told at ERROR.
+    events.WorkflowFailed: (logging.WARNING, "%(workflow)s failed: %(failed)d of %(total)d members are dead"),
+    events.WorkflowCancelled: (logging.INFO, "%(workflow)s was cancelled"),
+    events.WorkflowReplayed: (logging.INFO, "%(workflow)s was replayed by %(actor)s: %(count)d tasks"),
+    events.WorkflowMended: (logging.WARNING, "%(workflow)s was at odds with its tasks and was mended: %(found)s"),
+    events.CallbackDead: (logging.WARNING, "%(workflow)s called %(callback)s, and task %(task_id)s is dead"),
     events.EnqueueRejected: (logging.WARNING, "Task %(task)s was not enqueued on %(queue)s: %(error_class)s"),
     events.WorkerStarted: (logging.INFO, "Worker %(worker)s started as %(worker_id)d"),
     events.WorkerStopped: (logging.INFO, "Worker %(worker)s (%(worker_id)d) stopped"),
@@ -65,6 +73,11 @@ _FACTS = (
     "wait_seconds",
     "state",
     "count",
+    "workflow_id",
+    "kind",
+    "callback",
+    "found",
+    "total",
 )
 
 
@@ -75,7 +88,7 @@ def install() -> None:
 
 
 def _logger_of(kind: type[events.Event]) -> logging.Logger:
-    return task_logger if issubclass(kind, events.TaskEvent) else logger
+    return task_logger if issubclass(kind, events.TaskEvent | events.WorkflowEvent) else logger
 
 
 def _write(event: Any) -> None:
@@ -84,6 +97,13 @@ def _write(event: Any) -> None:
     if isinstance(event, events.WorkerEvent):
         # A log record has a "name" of its own.
         facts["worker"] = _one_line(event.name)
+    if isinstance(event, events.WorkflowEvent):
+        facts["workflow"] = f"{event.kind.capitalize()} {_one_line(event.name)} ({event.workflow_id})".replace(
+            "  ", " "
+        )
+        counts = getattr(event, "counts", None)
+        if counts is not None:
+            facts |= {"total": counts.total, "failed": counts.failed}
     if isinstance(event, events.EnqueueRejected):
         # Its message may quote an argument.
         facts["error_class"] = error_class_path(event.error)

@@ -47,6 +47,14 @@ _OUTCOMES = {
     State.DEAD: "dead",
     State.CANCELLED: "cancelled",
 }
+_WORKFLOW_EVENTS: dict[type[events.Event], str] = {
+    events.WorkflowStarted: "started",
+    events.WorkflowCompleted: "completed",
+    events.WorkflowFailed: "failed",
+    events.WorkflowCancelled: "cancelled",
+    events.WorkflowReplayed: "replayed",
+    events.WorkflowMended: "mended",
+}
 _DEPTHS = (State.READY, State.SCHEDULED, State.RUNNING, State.WAITING, State.PARKED)
 
 
@@ -154,6 +162,15 @@ class Counters:
         self.refused = counter("settlements_refused_total", "Ends not written because the lease was lost", "queue")
         self.replayed = counter("tasks_replayed_total", "Tasks sent back by operators", "queue")
         self.pruned = counter("tasks_pruned_total", "Finished tasks deleted by retention", "state")
+        self.workflows = counter(
+            "workflow_events_total",
+            "What became of chains, batches and workflows: started, completed, failed, cancelled, replayed, mended",
+            "kind",
+            "event",
+        )
+        self.callbacks = counter(
+            "workflow_callbacks_total", "Callbacks that were enqueued as tasks, and that died", "callback", "event"
+        )
         self.workers_lost = counter("workers_lost_total", "Workers declared dead by this process")
         self.results_dropped = counter("results_dropped_total", "Outcomes that streams of results had no room for")
         self.run_seconds = histogram("task_duration_seconds", "How long attempts ran", "task")
@@ -169,6 +186,9 @@ class Counters:
             events.TaskReplayed: self._replayed,
             events.TasksPruned: self._pruned,
             events.WorkerLost: self._lost,
+            events.CallbackEnqueued: self._called_back,
+            events.CallbackDead: self._callback_died,
+            **dict.fromkeys(_WORKFLOW_EVENTS, self._flowed),
             events.ResultsDropped: self._dropped,
         }
 
@@ -250,6 +270,15 @@ class Counters:
 
     def _pruned(self, event: events.TasksPruned) -> None:
         self.pruned.labels(event.state).inc(event.count)
+
+    def _flowed(self, event: events.WorkflowEvent) -> None:
+        self.workflows.labels(event.kind, _WORKFLOW_EVENTS[type(event)]).inc()
+
+    def _called_back(self, event: events.CallbackEnqueued) -> None:
+        self.callbacks.labels(event.callback, "enqueued").inc()
+
+    def _callback_died(self, event: events.CallbackDead) -> None:
+        self.callbacks.labels(event.callback, "dead").inc()
 
     def _lost(self, event: events.WorkerLost) -> None:
         self.workers_lost.inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -10,22 +11,28 @@ from django.utils.translation import ngettext
 
 from django_taskq import clock
 from django_taskq.domain.states import DeadReason, State
-from django_taskq.models import Duty, FinishedTask, Queue, Task, TaskType, Worker
+from django_taskq.domain.workflows import Role, WorkflowState
+from django_taskq.models import Duty, FinishedTask, Queue, Task, TaskType, Worker, Workflow
 from django_taskq.models.tasks import TaskRow
-from django_taskq.ops import snapshot
+from django_taskq.ops import snapshot, workflows
 from django_taskq.store.vendors.literal import Literal
 
-__all__ = ["duration", "explain"]
+__all__ = ["duration", "explain", "explain_workflow"]
 
 # Counting who stands in front stops here.
 AHEAD_CAP = 1000
+# So many of those that a task waits for are named.
+_NAMED = 3
+# So many workflows around a waiting one are asked.
+_MOST_AROUND = 10
 
 
 def explain(alias: str, row: TaskRow, *, now: datetime | None = None) -> str:
     """
     Return why this task is where it is, as far as the database tells.
 
-    At most five small queries. What it says held at the moment it looked.
+    At most five small queries, and four for each workflow around one that waits for its turn.
+    What it says held at the moment it looked.
     """
     now = now or clock.now()
     match row:
@@ -55,6 +62,11 @@ def _ended(row: FinishedTask, now: datetime) -> str:
     match State(row.state):
         case State.SUCCEEDED:
             return _("It succeeded %(ago)s ago, in attempt %(attempt)d.") % {"ago": ago, "attempt": row.attempt}
+        case State.CANCELLED if row.reason == DeadReason.UPSTREAM:
+            return _(
+                "It was cancelled %(ago)s ago, since what it waited for did not succeed. "
+                "It runs again if that is replayed, or the whole workflow."
+            ) % {"ago": ago}
         case State.CANCELLED:
             return _("It was cancelled %(ago)s ago. It runs again only if somebody replays it.") % {"ago": ago}
         case _other:
@@ -110,7 +122,7 @@ def _live(alias: str, row: Task, now: datetime) -> str:
         case State.READY:
             return _ready(alias, row, now)
         case State.WAITING:
-            return _("It waits until the tasks before it have succeeded.")
+            return _waiting(alias, row)
         case State.PARKED:
             return _("It waits until its limit has room.")
         case _other:
@@ -210,3 +222,97 @@ def _ahead(alias: str, row: Task) -> int:
     if count <= AHEAD_CAP:
         count += len(ready.filter(rank=row.rank, pk__lt=row.pk).values_list("id")[: AHEAD_CAP + 1 - count])
     return count
+
+
+# Waiting for others
+
+
+def _waiting(alias: str, row: Task) -> str:
+    before = workflows.blockers(alias, row.pk)
+    if row.role == Role.FINALLY:
+        return _("It is called finally: it waits until what was called before it has ended: %(names)s.") % {
+            "names": _names(before)
+        }
+    flow = None if row.workflow_id is None else Workflow.objects.using(alias).filter(pk=row.workflow_id).first()
+    gate = None if flow is None else workflows.gate_name(flow, row)
+    parts = []
+    if before:
+        parts.append(_("It waits for %(names)s.") % {"names": _names(before)})
+    if gate is not None:
+        parts.append(_("It waits for the signal “%(name)s”.") % {"name": gate})
+    if flow is not None and flow.state == WorkflowState.WAITING:
+        parts.append(_turn(alias, flow))
+    if flow is not None and flow.cancel:
+        parts.append(_("Its workflow is being cancelled."))
+    return " ".join(parts) or _("It waits until the tasks before it have succeeded.")
+
+
+def _turn(alias: str, flow: Workflow) -> str:
+    """Say what a workflow inside another one waits for, be it the outer one's own turn."""
+    at = flow
+    for _step in range(_MOST_AROUND):
+        before = workflows.blockers(alias, at.pk)
+        if before:
+            return _("The turn of %(flow)s has not come: it waits for %(names)s.") % {
+                "flow": _name(at),
+                "names": _names(before),
+            }
+        outer = Workflow.objects.using(alias).filter(pk=at.parent_id, state=WorkflowState.WAITING).first()
+        if outer is None:
+            break
+        at = outer
+    return _("The turn of %(flow)s has not come.") % {"flow": _name(flow)}
+
+
+def _name(row: Task | Workflow) -> str:
+    return f"{workflows.title(row)} ({workflows.state_name(row)})"
+
+
+def _names(rows: Sequence[Task | Workflow]) -> str:
+    named = ", ".join(_name(row) for row in rows[:_NAMED])
+    if not rows:
+        return _("nothing that is left")
+    rest = len(rows) - _NAMED
+    return named + ngettext(" and %(count)d more", " and %(count)d more", rest) % {"count": rest} if rest > 0 else named
+
+
+# Workflows
+
+
+def explain_workflow(alias: str, row: Workflow, *, now: datetime | None = None) -> str:
+    """Return why a chain, batch or workflow is where it is. Few queries for one that waits, none for others."""
+    now = now or clock.now()
+    ago = duration(now - row.finished_at) if row.finished_at is not None else ""
+    failed = ngettext("%(count)d member is dead", "%(count)d members are dead", row.failed) % {"count": row.failed}
+    match WorkflowState(row.state):
+        case WorkflowState.WAITING:
+            return _turn(alias, row)
+        case WorkflowState.RUNNING:
+            text = ngettext(
+                "%(open)d of its %(total)d members has not ended.",
+                "%(open)d of its %(total)d members have not ended.",
+                row.open,
+            ) % {"open": row.open, "total": row.total}
+            if row.cancel:
+                return text + " " + _("It is being cancelled, and ends when nothing in it runs.")
+            if row.failed:
+                return f"{text} {failed}; " + _("it allows %(allowed)d.") % {"allowed": row.allowed}
+            return text
+        case WorkflowState.COMPLETED:
+            text = _("It completed %(ago)s ago.") % {"ago": ago}
+            lost = row.failed + row.cancelled
+            if lost:
+                text += " " + _("%(count)d of its members did not succeed, and it allows %(allowed)d.") % {
+                    "count": lost,
+                    "allowed": row.allowed,
+                }
+            return text
+        case WorkflowState.FAILED:
+            return _("It failed %(ago)s ago: %(failed)s, and it allows %(allowed)d. Replay what failed to go on.") % {
+                "ago": ago,
+                "failed": failed,
+                "allowed": row.allowed,
+            }
+        case WorkflowState.CANCELLED:
+            return _("It was cancelled %(ago)s ago. It runs again only if somebody replays it.") % {"ago": ago}
+    assert_never(WorkflowState(row.state))

@@ -32,12 +32,15 @@ from django_taskq.store.vendors.literal import Literal
 
 __all__ = [
     "COUNT_CAP",
+    "LONG_COLUMNS",
+    "NEWEST",
     "WINDOW",
     "Order",
     "Page",
     "Reader",
     "TaskFilter",
     "finished",
+    "first_id",
     "id_span",
     "live",
     "paged",
@@ -52,7 +55,7 @@ WINDOW = 10_000
 
 _STEP = 1000
 _PREFIX_DIGITS = 6
-_LONG = ("args", "result", "options", "metadata")
+LONG_COLUMNS = ("args", "result", "options", "metadata")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,9 +189,9 @@ def _within_ids(base: QuerySet[Any], wanted: TaskFilter, match_: _Match) -> Quer
         span = id_span(wanted.id)
         base = base.none() if span is None else base.filter(pk__gte=span[0], pk__lte=span[1])
     if wanted.created_since is not None:
-        base = base.filter(pk__gte=_first_id(wanted.created_since))
+        base = base.filter(pk__gte=first_id(wanted.created_since))
     if wanted.created_until is not None:
-        base = base.filter(pk__lt=_first_id(wanted.created_until))
+        base = base.filter(pk__lt=first_id(wanted.created_until))
     return base
 
 
@@ -201,7 +204,7 @@ def _within_ends(base: QuerySet[Any], wanted: TaskFilter, match_: _Match) -> Que
     return base
 
 
-def _first_id(moment: datetime) -> uuid.UUID:
+def first_id(moment: datetime) -> uuid.UUID:
     """Return the lowest id that a task of this moment can have: ids begin with milliseconds since 1970."""
     milliseconds = max(0, int(moment.timestamp() * 1000))
     return uuid.UUID(int=min(milliseconds, (1 << 48) - 1) << 80)
@@ -230,8 +233,8 @@ class _Match:
         if wanted.discarded is not None and "discarded" not in served:
             yield "resolved_at", lambda value: (value is not None) is wanted.discarded
         if (wanted.created_since or wanted.created_until) and "created" not in served:
-            low = uuid.UUID(int=0) if wanted.created_since is None else _first_id(wanted.created_since)
-            high = None if wanted.created_until is None else _first_id(wanted.created_until)
+            low = uuid.UUID(int=0) if wanted.created_since is None else first_id(wanted.created_since)
+            high = None if wanted.created_until is None else first_id(wanted.created_until)
             yield "id", lambda value: value >= low and (high is None or value < high)
         if (wanted.finished_since or wanted.finished_until) and "finished" not in served:
             since, until = wanted.finished_since, wanted.finished_until
@@ -363,7 +366,7 @@ class Reader:
 def _light(rows: QuerySet[Any]) -> QuerySet[Any]:
     """Leave out what may be a megabyte per row: a list shows none of it."""
     names = {column.attname for column in rows.model._meta.concrete_fields}
-    return rows.defer(*(name for name in _LONG if name in names))
+    return rows.defer(*(name for name in LONG_COLUMNS if name in names))
 
 
 def _direct(reader: Reader, limit: int, position: tuple[Any, ...] | None, forward: bool) -> Page:

@@ -235,10 +235,13 @@ def audit(
     now: datetime,
     reason: str = "",
     target: str = "",
+    key: uuid.UUID | None = None,
     rows: Sequence[TaskRow] = (),
     detail: dict[str, Any] | None = None,
 ) -> None:
-    """Record who did what and why, one entry per task, or one for ``target``."""
+    """Record who did what and why, one entry per task, or one for ``target``, found again by ``key``."""
     shared = {"at": now, "actor": actor[:150], "action": action, "reason": reason[:300], "detail": detail or {}}
     entries = [AuditEntry(**shared, task_id=row.pk, target=row.name[:200]) for row in rows]
-    AuditEntry.objects.using(alias).bulk_create(entries or [AuditEntry(**shared, target=target[:200])], batch_size=500)
+    AuditEntry.objects.using(alias).bulk_create(
+        entries or [AuditEntry(**shared, task_id=key, target=target[:200])], batch_size=500
+    )

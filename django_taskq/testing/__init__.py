@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from django_taskq.testing.executor_contract import ExecutorContract
     from django_taskq.testing.recording import RecordedTask, TaskRecorder, record_tasks
     from django_taskq.testing.store_contract import StoreContract
+    from django_taskq.testing.workflows import RecordedWorkflow
 
 __all__ = [
     "DrainOverrun",
@@ -29,6 +30,7 @@ __all__ = [
     "DrainedTask",
     "ExecutorContract",
     "RecordedTask",
+    "RecordedWorkflow",
     "StoreContract",
     "TaskAssertions",
     "TaskRecorder",
@@ -48,6 +50,7 @@ _HOMES = {
     "executor_contract": ("ExecutorContract",),
     "recording": ("RecordedTask", "TaskRecorder", "record_tasks"),
     "store_contract": ("StoreContract",),
+    "workflows": ("RecordedWorkflow",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

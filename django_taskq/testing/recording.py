@@ -17,9 +17,12 @@ from django.db import connections, transaction
 
 from django_taskq.domain import payload
 from django_taskq.domain.states import State
+from django_taskq.domain.workflows import KIND_NAMES, Kind
 from django_taskq.lifecycle import enqueue
+from django_taskq.models import Workflow
 from django_taskq.store.rows import NewTask
 from django_taskq.testing.assertions import StoredTask, TaskAssertions
+from django_taskq.testing.workflows import RecordedWorkflow, WorkflowAssertions
 
 __all__ = ["RecordedTask", "TaskRecorder", "record_tasks"]
 
@@ -31,23 +34,35 @@ class RecordedTask(StoredTask):
     task: Any = field(repr=False)
     alias: str
     is_on_commit: bool
+    workflow_id: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class TaskRecorder(TaskAssertions):
+class TaskRecorder(TaskAssertions, WorkflowAssertions):
     """What ``record_tasks`` yields. Its record stays readable after the block."""
 
     def __init__(self) -> None:
         self._noted: list[tuple[RecordedTask, Callable[[], bool]]] = []
+        self._flows: list[tuple[Sequence[Workflow], Callable[[], bool]]] = []
 
     @property
     def tasks(self) -> Sequence[RecordedTask]:
         """The tasks that would be stored by now or by the commit, in the order they were enqueued."""
         return [task for task, stays in self._noted if stays()]
 
+    @property
+    def workflows(self) -> Sequence[RecordedWorkflow]:
+        """The chains, batches and workflows that would be stored, in the order they were enqueued."""
+        tasks = self.tasks
+        return [_built(rows[0], rows, tasks) for rows, stays in self._flows if stays()]
+
     def clear(self) -> None:
         """Forget what was recorded so far."""
         self._noted.clear()
+        self._flows.clear()
+
+    def _note_workflows(self, rows: Sequence[Workflow], alias: str) -> None:
+        self._flows.append((rows, _watch_commit(alias)))
 
     def _note(self, task: Any, stored: enqueue.Stored, rows: Sequence[NewTask], *, on_commit: bool) -> None:
         stays = _watch_commit(stored.alias)
@@ -70,7 +85,23 @@ def _recorded(task: Any, alias: str, row: NewTask, on_commit: bool) -> RecordedT
         task=task,
         alias=alias,
         is_on_commit=on_commit,
+        workflow_id=None if row.workflow_id is None else enqueue.public_id(row.workflow_id),
         metadata=(payload.decode_value(row.metadata) or {}).get("user", {}),
+    )
+
+
+def _built(row: Workflow, rows: Sequence[Workflow], tasks: Sequence[RecordedTask]) -> RecordedWorkflow:
+    """Return a workflow with its members; their ids say their order."""
+    members: dict[str, RecordedTask | RecordedWorkflow] = {
+        task.task_id: task for task in tasks if task.workflow_id == str(row.pk)
+    }
+    members |= {str(inner.pk): _built(inner, rows, tasks) for inner in rows if inner.parent_id == row.pk}
+    return RecordedWorkflow(
+        workflow_id=str(row.pk),
+        kind=KIND_NAMES[Kind(row.kind)],
+        name=row.name,
+        members=tuple(members[key] for key in sorted(members)),
+        callbacks={turn: tuple(call["name"] for call in calls) for turn, calls in row.callback_values.items()},
     )
 
 
@@ -100,7 +131,9 @@ def record_tasks() -> Iterator[TaskRecorder]:
     """
     recorder = TaskRecorder()
     enqueue.recorders.append(recorder._note)
+    enqueue.workflow_recorders.append(recorder._note_workflows)
     try:
         yield recorder
     finally:
         enqueue.recorders.remove(recorder._note)
+        enqueue.workflow_recorders.remove(recorder._note_workflows)

@@ -25,14 +25,24 @@ from django.template.loader import render_to_string
 from django.utils import timezone
 from PIL import Image
 
-from django_taskq import Exponential, Fixed, task
+from django_taskq import Exponential, Fixed, chain, previous, task
 from testproject.shop.models import BadLine, Import, Order, Picture, Product, Report
 from testproject.shop.orders import BadLineError, read, store
 
 if TYPE_CHECKING:
     from django_taskq import TaskContext
 
-__all__ = ["check_stock", "import_orders", "nightly_report", "resize_picture", "send_receipt", "tell_warehouse"]
+__all__ = [
+    "check_stock",
+    "import_orders",
+    "nightly_report",
+    "publish_catalogue",
+    "receipt_of",
+    "render_receipt",
+    "resize_picture",
+    "send_receipt",
+    "tell_warehouse",
+]
 
 CHUNK = 25
 SMALL = (240, 240)
@@ -68,7 +78,8 @@ def import_orders(context: TaskContext, import_id: int) -> dict[str, int]:
                     counts["known" if order is None else "new"] += 1
                     if order is not None:
                         new.append(order)
-            send_receipt.enqueue_many([(order.pk,) for order in new])
+            for order in new:
+                receipt_of(order).enqueue()
             tell_warehouse.enqueue_many([(order.pk,) for order in new if order.total >= LARGE_ORDER])
         context.progress(counts.total(), len(lines), f"{counts['new']} new orders")
     source.finished_at = timezone.now()
@@ -77,15 +88,27 @@ def import_orders(context: TaskContext, import_id: int) -> dict[str, int]:
     return {name: counts[name] for name in ("new", "known", "bad")}
 
 
+def receipt_of(order: Order) -> Any:
+    """Return the chain that renders a receipt and mails it: a mail that is tried again is not rendered anew."""
+    return chain(render_receipt.s(order.pk), send_receipt.s(order.pk, previous)).name(f"receipt of {order.number}")
+
+
+@task(queue_name="mail")
+def render_receipt(order_id: int) -> str:
+    """Return the text of an order's receipt."""
+    order = Order.objects.select_related("customer", "product").get(pk=order_id)
+    return render_to_string("shop/receipt.txt", {"order": order})
+
+
 @task(queue_name="mail", max_attempts=5, backoff=Exponential(base=2, cap=60))
-def send_receipt(order_id: int) -> str:
+def send_receipt(order_id: int, text: str) -> str:
     """Mail the receipt of an order, unless that was done."""
     order = Order.objects.select_related("customer", "product").get(pk=order_id)
     if order.receipt_sent_at is not None:
         return "sent before"
     EmailMessage(
         subject=f"Your receipt for order {order.number}",
-        body=render_to_string("shop/receipt.txt", {"order": order}),
+        body=text,
         to=[f"{order.customer.name} <{order.customer.email}>"],
     ).send()
     Order.objects.filter(pk=order_id).update(receipt_sent_at=timezone.now())
@@ -122,6 +145,13 @@ def resize_picture(picture_id: int) -> list[int]:
     picture.small.save(f"{picture.pk}.jpg", ContentFile(out.getvalue()), save=False)
     Picture.objects.filter(pk=picture_id).update(small=picture.small.name)
     return size
+
+
+@task(queue_name="pictures")
+def publish_catalogue(sizes: list[list[int] | None]) -> dict[str, int]:
+    """Count what the catalogue shows, and what is missing since its picture could not be read."""
+    missing = sizes.count(None)
+    return {"shown": len(sizes) - missing, "missing": missing}
 
 
 @task(queue_name="webhooks", timeout=30)

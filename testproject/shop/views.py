@@ -25,7 +25,7 @@ from django_taskq.models import DeadTask, Progress, Task
 from testproject.shop.forms import ImportForm
 from testproject.shop.models import Customer, Import, Order, Picture, Product, Report
 from testproject.shop.seed import SHIPPED_ORDERS
-from testproject.shop.tasks import check_stock, import_orders, nightly_report, send_receipt
+from testproject.shop.tasks import check_stock, import_orders, nightly_report, receipt_of
 
 
 def storefront(request: HttpRequest) -> HttpResponse:
@@ -71,7 +71,7 @@ def buy(request: HttpRequest, product_id: int) -> HttpResponse:
             total=product.price,
             ordered_on=timezone.localdate(),
         )
-        send_receipt.enqueue(order.pk)
+        receipt_of(order).enqueue()
     messages.success(request, f"You bought: {product}. A worker mails the receipt of order {order.number}.")
     return redirect("shop:storefront")
 

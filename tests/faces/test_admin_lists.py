@@ -10,18 +10,19 @@ from django.contrib.admin import AdminSite
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from django_taskq import clock
+from django_taskq import chain, clock
 from django_taskq.admin import DeadTaskAdmin, TaskAdmin
 from django_taskq.domain.states import State
 from django_taskq.lifecycle import control
 from django_taskq.models import AuditEntry, DeadTask, Duty, FinishedTask, Queue, Snapshot, Task, Worker
 from django_taskq.ops import search
+from tests.app.tasks import leave_effect
 from tests.faces.conftest import list_url, page_url
 from tests.faces.rows import NAME, dead_task, dead_tasks, finished_task, live_task, registered, worker
 
 pytestmark = pytest.mark.django_db
 
-MODELS = ["task", "finishedtask", "deadtask", "queue", "worker", "tasktype", "auditentry", "duty"]
+MODELS = ["task", "finishedtask", "deadtask", "queue", "worker", "tasktype", "auditentry", "duty", "workflow"]
 FORBIDDEN = re.compile(r"\bCOUNT\(|\bOFFSET\b|\bDISTINCT\b", re.IGNORECASE)
 
 
@@ -49,6 +50,7 @@ def a_bit_of_everything() -> None:
     Duty.objects.create(name="prune")
     Snapshot.objects.create(queue="default", at=clock.now(), ready=3, oldest_ready_at=clock.now())
     control.pause("email", actor="ana", reason="provider outage")
+    chain(leave_effect.s("a"), leave_effect.s("b")).enqueue()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -157,7 +159,7 @@ def test_a_selection_across_pages_is_refused(admin_client) -> None:
         follow=True,
     )
 
-    assert "Only the tasks of one page can be selected" in _text(response)
+    assert "Only what one page shows can be selected" in _text(response)
     assert Task.objects.count() == 0
 
 

@@ -671,6 +671,7 @@ def test_cli_help_lists_all() -> None:
     assert set(parsers()) == {
         *("stats", "tasks", "inspect", "retry", "cancel", "discard", "dead list", "dead replay", "dead discard"),
         *("pause", "resume", "queues", "workers", "prune", "health", "worker"),
+        *("workflows list", "workflows show", "workflows cancel", "workflows replay"),
     }
     command = load_command_class("django_taskq", "taskq")
     text = command.create_parser("manage.py", "taskq").format_help()

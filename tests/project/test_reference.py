@@ -56,6 +56,25 @@ def test_every_method_is_listed(heading: str, kind: type) -> None:
     assert set(rows("tasks.md", heading)) == methods | contract | inherited
 
 
+def test_every_method_of_workflows_is_listed() -> None:
+    from django_taskq.lifecycle.handles import WorkflowHandle
+    from django_taskq.workflows import Composition
+
+    def public(kind: type) -> set[str]:
+        return {
+            name
+            for name, value in vars(kind).items()
+            if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+        }
+
+    text = (REFERENCE / "workflows.md").read_text()
+    section = re.split(r"^## Builders$", text, flags=re.MULTILINE)[1].split("\n## ")[0]
+    builders = set(re.findall(r"^\| `(\w+)\(", section, flags=re.MULTILINE))
+
+    assert builders == public(Composition) | {"chain", "batch", "workflow"}
+    assert set(rows("workflows.md", "Handles")) == public(WorkflowHandle)
+
+
 def test_every_exception_is_listed() -> None:
     listed = {
         *rows("exceptions.md", "Raised by django_taskq"),

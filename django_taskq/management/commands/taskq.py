@@ -7,10 +7,12 @@ import getpass
 import re
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, TextIO, cast
 
 from django.core.exceptions import ImproperlyConfigured
@@ -20,17 +22,20 @@ from django.utils.dateparse import parse_datetime
 
 from django_taskq import clock
 from django_taskq.domain.states import FINAL, LIVE, DeadReason, State, StepState
+from django_taskq.domain.workflows import WorkflowState
 from django_taskq.duties import prune
 from django_taskq.exceptions import InvalidCursor, InvalidPayload
 from django_taskq.lifecycle import control
 from django_taskq.lifecycle.enqueue import main_database, options_for
+from django_taskq.management import workflows as views
 from django_taskq.management.output import FORMATS, Report, one_line, write
-from django_taskq.models import FinishedTask, Queue, Step
+from django_taskq.models import FinishedTask, Queue, Step, Workflow
 from django_taskq.models.tasks import TaskRow
-from django_taskq.ops import health, retention, search, snapshot, stats
-from django_taskq.ops.explain import duration, explain
+from django_taskq.ops import health, retention, search, snapshot, stats, workflows
+from django_taskq.ops.explain import duration, explain, explain_workflow
 from django_taskq.store import steps as step_store
 from django_taskq.store import tasks as store
+from django_taskq.store import workflows as workflow_store
 from django_taskq.worker import command as worker_command
 
 __all__ = ["Command"]
@@ -55,6 +60,7 @@ _TASK_FIELDS = (
     "error",
 )
 _SHOWN_LIVE = ("id", "task", "queue", "state", "priority", "attempt", "created_at", "run_after")
+_SHOWN_WORKFLOW = ("id", "kind", "name", "state", "total", "open", "failed", "cancelled", "created_at", "finished_at")
 _SHOWN_ENDED = ("id", "task", "queue", "state", "attempt", "finished_at", "reason", "error")
 
 
@@ -144,7 +150,7 @@ class Command(BaseCommand):
         _ids(add("discard", "Give dead tasks up: they leave the dead letters and stay readable", shown, acts))
 
         dead = add("dead", "List, replay or discard dead letters by filter")
-        inner = dead.add_subparsers(dest="dead_verb", metavar="SUBCOMMAND", required=True)
+        inner = dead.add_subparsers(dest="inner_verb", metavar="SUBCOMMAND", required=True)
         for name, text in (
             ("list", "List dead letters, the last one to die first"),
             ("replay", "Send dead letters back; only shows what it would do unless --apply is given"),
@@ -170,6 +176,8 @@ class Command(BaseCommand):
                 verb.add_argument("--apply", action="store_true", help="do it; needs --why")
             if name == "replay":
                 _attempts(verb)
+
+        _add_workflows(add("workflows", "List, show, cancel or replay chains, batches and workflows"), shown)
 
         for name, text in (
             ("pause", "Stop workers from claiming from queues"),
@@ -213,7 +221,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=FAILED) from error
         if alias not in connections:
             raise CommandError(f"DATABASES has no {alias!r}", returncode=USAGE)
-        name = "_".join(filter(None, (options["verb"], options.get("dead_verb"))))
+        name = "_".join(filter(None, (options["verb"], options.get("inner_verb"))))
         try:
             getattr(self, f"_{name}")(alias, options)
         except InvalidCursor as error:
@@ -290,14 +298,23 @@ class Command(BaseCommand):
         page = search.finished(alias, _dead_filter(alias, options), limit=options["limit"], after=options["after"])
         self._print_page(page, "dead.list", _SHOWN_ENDED, options)
 
-    def _print_page(self, page: search.Page, name: str, fields: Sequence[str], options: Mapping[str, Any]) -> None:
+    def _print_page(
+        self,
+        page: search.Page,
+        name: str,
+        fields: Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        record: Callable[[Any], dict[str, Any]] | None = None,
+        what: str = "tasks",
+    ) -> None:
         notes = [f"{len(page.rows)} shown, {page.order.label}"]
         if page.examined is not None and page.older is not None:
-            notes.append(f"No index serves this filter: {page.examined} tasks were looked through, there are more.")
+            notes.append(f"No index serves this filter: {page.examined} {what} were looked through, there are more.")
         if page.older is not None:
             notes.append(f"Next page: --after {page.older}")
         meta = {"after": page.older, "count": page.count, "count_is_capped": page.more, "examined": page.examined}
-        records = [_task_record(row) for row in page.rows]
+        records = [(record or _task_record)(row) for row in page.rows]
         self._print(Report(name=name, fields=fields, records=records, notes=notes, meta=meta), options)
 
     def _inspect(self, alias: str, options: Mapping[str, Any]) -> None:
@@ -311,6 +328,8 @@ class Command(BaseCommand):
             **_task_record(row),
             "why": explain(alias, row),
             "parent_id": row.parent_id,
+            "workflow_id": row.workflow_id,
+            "workflow_role": None if row.workflow_id is None else views.turn(row),
             "worker_id": row.worker_id,
             "deadline_at": row.deadline_at,
             "expires_at": row.expires_at,
@@ -413,6 +432,83 @@ class Command(BaseCommand):
         if worst:
             sys.exit(int(worst))
 
+    # Chains, batches and workflows
+
+    def _workflows_list(self, alias: str, options: Mapping[str, Any]) -> None:
+        wanted = workflows.WorkflowFilter(
+            name=options["name"] or "",
+            states=frozenset(WorkflowState[name.upper()] for name in options["state"] or ()),
+            kinds=frozenset(workflows.KINDS[name] for name in options["kind"] or ()),
+            outermost=options["outermost"],
+            created_since=options["since"],
+        )
+        page = workflows.listed(alias, wanted, limit=options["limit"], after=options["after"])
+        self._print_page(
+            page, "workflows.list", _SHOWN_WORKFLOW, options, record=views.workflow_record, what="workflows"
+        )
+
+    def _workflows_show(self, alias: str, options: Mapping[str, Any]) -> None:
+        (workflow_id,) = _checked_ids([options["id"]], "workflow")
+        row = workflow_store.find(alias, uuid.UUID(workflow_id))
+        if row is None:
+            raise CommandError(f"no workflow has the id {workflow_id!r}; it may have been pruned", returncode=NOT_FOUND)
+        called = workflows.callbacks(alias, row.pk)
+        branches = workflows.tree(alias, row) if options["tree"] else []
+        found = workflows.members(alias, row, limit=options["limit"])
+        record = {
+            **views.workflow_record(row),
+            "why": explain_workflow(alias, row),
+            "callbacks": [views.callback_record(task) for task in called],
+            "not_called": [
+                {"callback": turn, "task": name}
+                for turn, name in workflows.planned(row)
+                if turn not in {views.turn(task) for task in called}
+            ],
+            "members": [views.member_record(member) for member in found.rows],
+            "members_are_capped": found.more is not None,
+        }
+        if options["tree"]:
+            record["tree"] = [views.branch_record(branch) for branch in branches]
+        if options["json"] or options["format"] != "table":
+            self._print(Report(name="workflows.show", fields=tuple(record), records=[record]), options)
+            return
+        lists = ("callbacks", "not_called", "members", "members_are_capped", "tree")
+        facts = [{"": name.replace("_", " "), " ": value} for name, value in record.items() if name not in lists]
+        blocks = [
+            ("callbacks", "\n".join(views.callback_lines(record["callbacks"], record["not_called"]))),
+            ("tree", "\n".join(map(views.branch_line, branches)))
+            if options["tree"]
+            else ("members", "\n".join(views.member_lines(record["members"], row.total))),
+        ]
+        blocks = [(title, text) for title, text in blocks if text]
+        self._print(Report(name="workflows.show", fields=("", " "), records=facts, blocks=blocks), options)
+
+    def _workflows_cancel(self, alias: str, options: Mapping[str, Any]) -> None:
+        self._on_workflows(alias, options, "cancel", control.cancel_workflows)
+
+    def _workflows_replay(self, alias: str, options: Mapping[str, Any]) -> None:
+        act = partial(control.replay_workflows, from_start=options["from_start"], attempts=options["attempts"])
+        self._on_workflows(alias, options, "replay", act)
+
+    def _on_workflows(
+        self, alias: str, options: Mapping[str, Any], action: str, act: Callable[..., control.Changed]
+    ) -> None:
+        ids = _checked_ids(_given_ids(options["ids"]), "workflow")
+        if not options["dry_run"]:
+            self._finish(
+                action, act(ids, actor=_actor(options), reason=options["why"], alias=alias), options, what="workflow"
+            )
+            return
+        rows = Workflow.objects.using(alias).filter(pk__in=ids).order_by("-pk")
+        records = [{**views.workflow_record(row), "outcome": "planned"} for row in rows]
+        if not records:
+            raise CommandError("none of these ids is known", returncode=NOT_FOUND)
+        notes = [f"Would {action} {len(records)} workflows; nothing was changed."]
+        meta = {"applied": False}
+        self._print(
+            Report(name=f"workflows.{action}", fields=_SHOWN_WORKFLOW, records=records, notes=notes, meta=meta), options
+        )
+
     # Acting
 
     def _retry(self, alias: str, options: Mapping[str, Any]) -> None:
@@ -462,13 +558,10 @@ class Command(BaseCommand):
         fields = ("id", "task", "queue", "state", "attempt", "reason", "error")
         self._print(Report(name=action, fields=fields, records=records, notes=notes, meta={"applied": False}), options)
 
-    def _finish(self, action: str, changed: control.Changed, options: Mapping[str, Any]) -> None:
+    def _finish(self, action: str, changed: control.Changed, options: Mapping[str, Any], *, what: str = "task") -> None:
         records = [
             *({"id": task_id, "outcome": _DONE[action], "why": ""} for task_id in changed.ids),
-            *(
-                {"id": task_id, "outcome": "asked", "why": "it runs, and ends when it listens"}
-                for task_id in changed.asked
-            ),
+            *({"id": task_id, "outcome": "asked", "why": _ASKED[what]} for task_id in changed.asked),
             *({"id": task_id, "outcome": "skipped", "why": why} for task_id, why in changed.skipped),
         ]
         meta = {
@@ -479,15 +572,16 @@ class Command(BaseCommand):
         }
         asked = f", {len(changed.asked)} asked to stop" if changed.asked else ""
         notes = [f"{len(changed.ids)} {_DONE[action]}{asked}, {len(changed.skipped)} skipped"]
+        name = action if what == "task" else f"{what}s.{action}"
         self._print(
-            Report(name=action, fields=("id", "outcome", "why"), records=records, notes=notes, meta=meta), options
+            Report(name=name, fields=("id", "outcome", "why"), records=records, notes=notes, meta=meta), options
         )
         if not changed.skipped:
             return
         if changed.count:
-            raise CommandError(f"{len(changed.skipped)} tasks were skipped", returncode=PARTLY)
+            raise CommandError(f"{len(changed.skipped)} {what}s were skipped", returncode=PARTLY)
         if all(why == "not found" for _task_id, why in changed.skipped):
-            raise CommandError(f"no task has the id {changed.skipped[0][0]!r}", returncode=NOT_FOUND)
+            raise CommandError(f"no {what} has the id {changed.skipped[0][0]!r}", returncode=NOT_FOUND)
         raise CommandError(f"nothing was changed: {changed.skipped[0][1]}", returncode=REFUSED)
 
     def _pause(self, alias: str, options: Mapping[str, Any]) -> None:
@@ -529,6 +623,7 @@ class Command(BaseCommand):
             raise CommandError("there may be more to delete; run it again", returncode=PARTLY)
 
 
+_ASKED = {"task": "it runs, and ends when it listens", "workflow": "it ends when nothing in it runs"}
 _DONE = {"replay": "replayed", "cancel": "cancelled", "discard": "discarded"}
 
 
@@ -574,16 +669,59 @@ def _filters() -> argparse.ArgumentParser:
     return parser
 
 
-def _ids(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", nargs="+", metavar="ID", help="ids of tasks; - reads them from stdin")
+def _ids(parser: argparse.ArgumentParser, what: str = "tasks") -> None:
+    parser.add_argument("ids", nargs="+", metavar="ID", help=f"ids of {what}; - reads them from stdin")
 
 
-def _attempts(parser: argparse.ArgumentParser) -> None:
+def _how_often(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attempts", type=number(1, 1000), metavar="N", help="how many attempts more [as many as at first]"
     )
+
+
+def _attempts(parser: argparse.ArgumentParser) -> None:
+    _how_often(parser)
     parser.add_argument("--force", action="store_true", help="replay tasks whose name is not known here, too")
     parser.add_argument("--from-start", action="store_true", help="run all steps again, also those that succeeded")
+
+
+def _add_workflows(parser: argparse.ArgumentParser, shown: argparse.ArgumentParser) -> None:
+    inner = parser.add_subparsers(dest="inner_verb", metavar="SUBCOMMAND", required=True)
+
+    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return inner.add_parser(name, help=text, description=f"{text}.", parents=[shown, *parents])
+
+    verb = add("list", "List chains, batches and workflows, newest first")
+    states = [state.name.lower() for state in WorkflowState]
+    verb.add_argument(
+        "--state", action="append", choices=states, metavar="STATE", help=f"only these states: {', '.join(states)}"
+    )
+    verb.add_argument(
+        "--kind",
+        action="append",
+        choices=list(workflows.KINDS),
+        metavar="KIND",
+        help=f"only these kinds: {', '.join(workflows.KINDS)}",
+    )
+    verb.add_argument("--name", metavar="NAME", help="only those of this whole name")
+    verb.add_argument("--outermost", action="store_true", help="leave out those inside others")
+    verb.add_argument("--since", type=moment, metavar="WHEN", help="only what was enqueued since: 2h, 7d, or ISO 8601")
+    verb.add_argument("--after", metavar="CURSOR", help="the next page; the last page printed its cursor")
+    verb.add_argument("--limit", type=number(1, MOST), default=50, metavar="N", help="at most N workflows [50]")
+
+    verb = add("show", "Show one with its callbacks and members, and why it is where it is")
+    verb.add_argument("id", metavar="ID", help="the id of the workflow")
+    verb.add_argument("--tree", action="store_true", help="show all inside it, and inside that, as a tree")
+    verb.add_argument(
+        "--limit", type=number(1, MOST), default=workflows.MOST_MEMBERS, metavar="N", help="at most N members [200]"
+    )
+
+    acts = _acts("--why", "--reason")
+    _ids(add("cancel", "Cancel workflows with all inside them", acts), "workflows")
+    verb = add("replay", "Run again what did not succeed in workflows, and what waited for it", acts)
+    _ids(verb, "workflows")
+    _how_often(verb)
+    verb.add_argument("--from-start", action="store_true", help="run everything again, what succeeded too")
 
 
 # Parts of verbs
@@ -607,11 +745,11 @@ def _given_ids(ids: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _checked_ids(ids: Sequence[str]) -> list[str]:
+def _checked_ids(ids: Sequence[str], what: str = "task") -> list[str]:
     for given in ids:
         if store.to_uuid(given) is None:
             raise CommandError(
-                f"{given!r} is no id of a task; ids look like 01994f0e-7c1e-7b52-9d0a-3f1f3c3a9a10", returncode=USAGE
+                f"{given!r} is no id of a {what}; ids look like 01994f0e-7c1e-7b52-9d0a-3f1f3c3a9a10", returncode=USAGE
             )
     if len(ids) > MOST:
         raise CommandError(f"at most {MOST} ids at once, got {len(ids)}", returncode=REFUSED)

@@ -17,9 +17,10 @@ from django.db.models import Count, Max, Min
 from PIL import Image
 
 from django_taskq.domain.states import State
-from django_taskq.models import Attempt, DeadTask, FinishedTask, Task
+from django_taskq.domain.workflows import WorkflowState
+from django_taskq.models import Attempt, Batch, Chain, DeadTask, FinishedTask, Task
 from testproject.shop.models import BadLine, Order, Picture, Product, Report
-from testproject.shop.tasks import LARGE_ORDER, SMALL
+from testproject.shop.tasks import LARGE_ORDER, SMALL, publish_catalogue
 
 __all__ = ["FAILED_CALLS", "Row", "account", "throughput"]
 
@@ -54,7 +55,10 @@ def account(warehouse_log: Path) -> list[Row]:
         Row(what="bad lines set aside", found=BadLine.objects.count(), expected=13),
         Row(what="receipts in the mail folder", found=_mails(), expected=orders),
         Row(what="orders marked as mailed", found=Order.objects.exclude(receipt_sent_at=None).count(), expected=orders),
+        Row(what="receipts rendered and mailed by a chain", found=_chains(), expected=orders),
         Row(what="pictures resized", found=_small_pictures(), expected=5),
+        Row(what="the batch of pictures", found=_batch(), expected="completed, 1 of 6 failed"),
+        Row(what="pictures in the catalogue (then)", found=_catalogue(), expected="5, and 1 missing"),
         Row(what="webhook calls refused", found=sum(call["status"] == 500 for call in posted), expected=FAILED_CALLS),
         Row(what="webhook calls delivered", found=len(taken), expected=12),
         Row(what="large orders the warehouse misses", found=len(large - taken) + len(large ^ told), expected=0),
@@ -62,14 +66,28 @@ def account(warehouse_log: Path) -> list[Row]:
         Row(what="nightly reports", found=Report.objects.count(), expected=1),
         Row(what="dead letters", found=", ".join(_short(dead)) or "none", expected="resize_picture"),
         Row(what="tasks left over", found=Task.objects.count(), expected=0),
-        # Receipts and webhooks, five pictures, the import, the stock, the report.
+        # Two for each receipt, webhooks, five pictures, the catalogue, the import, the stock, the report.
         Row(
             what="tasks succeeded",
             found=FinishedTask.objects.filter(state=State.SUCCEEDED).count(),
-            expected=orders + len(large) + 8,
+            expected=2 * orders + len(large) + 9,
         ),
         Row(what="attempts that failed", found=Attempt.objects.count()),
     ]
+
+
+def _chains() -> int:
+    return Chain.objects.filter(state=WorkflowState.COMPLETED, succeeded=2).count()
+
+
+def _batch() -> str:
+    found = Batch.objects.get()
+    return f"{found.get_state_display()}, {found.failed} of {found.total} failed"
+
+
+def _catalogue() -> str:
+    called = FinishedTask.objects.filter(name=publish_catalogue.module_path, state=State.SUCCEEDED).first()
+    return "not published" if called is None else "{shown}, and {missing} missing".format(**called.result_value)
 
 
 def _mails() -> int:
