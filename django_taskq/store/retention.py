@@ -51,12 +51,12 @@ def old_workflows(alias: str, *, state: int, before: datetime, limit: int) -> li
     return list(found.filter(~Exists(live)).order_by("finished_at").values_list("pk", flat=True)[:limit])
 
 
-def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: datetime | None) -> int | None:
+def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: datetime | None) -> tuple[int, bool]:
     """
     Delete up to ``limit`` tasks of a workflow and of those inside it, and the workflow once none is left.
 
-    Return how many tasks that were, None when the workflow itself is gone, or stays since
-    something in it lives. Dead letters younger than ``dead_before`` stay, without their
+    Return how many rows that were, and whether that was all: the workflow itself is gone,
+    or stays since something in it lives. Dead letters younger than ``dead_before`` stay, without their
     workflow; None keeps them all.
     """
     vendor = vendor_for(alias)
@@ -69,7 +69,7 @@ def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: date
         rows = workflows.lock(alias, tree)
         if not all(row.has_ended for row in rows) or Task.objects.using(alias).filter(workflow_id__in=tree).exists():
             # Replayed meanwhile, or a callback of one inside still runs.
-            return None
+            return 0, True
         keys = list(ended.values_list("pk", flat=True)[:limit])
         if keys:
             vendor.forget([vendor.key_of(found) for found in keys])
@@ -77,5 +77,5 @@ def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: date
         if len(keys) < limit:
             Dependency.objects.using(alias).filter(workflow_id__in=tree).delete()
             Workflow.objects.using(alias).filter(pk__in=tree).delete()
-            return None
-    return len(keys)
+            return len(keys) + len(tree), True
+    return len(keys), False

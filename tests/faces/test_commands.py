@@ -539,7 +539,7 @@ def test_prune_deletes_what_it_said_it_would(settings: Any) -> None:
     before = FinishedTask.objects.count()
     deleted = json.loads(run("prune", "--json"))["meta"]["deleted"]
 
-    assert planned == {"own": 0, "succeeded": 3, "cancelled": 0}
+    assert planned == {"own": 0, "succeeded": 3, "cancelled": 0, "workflow": 0}
     assert (before, deleted) == (5, 3)
     assert set(FinishedTask.objects.values_list("pk", flat=True)) == {row.pk for row in kept}
 

@@ -852,16 +852,16 @@ def test_a_workflow_is_not_pruned_while_anything_in_it_lives() -> None:
     later = db_now() + timedelta(seconds=1)
     [key] = retention.old_workflows(ALIAS, state=handle.refresh()._row.state, before=later, limit=10)
 
-    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=later) is None
+    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=later) == (0, True)
     assert Workflow.objects.count() == 2
     drain()
     assert ran == ["then", [None]]
 
     handle.replay()
-    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=later) is None
+    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=later) == (0, True)
     assert Workflow.objects.count() == 2
     drain()
-    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=None) is None
+    assert retention.delete_workflow(ALIAS, key, limit=100, dead_before=None)[1]
     assert not Workflow.objects.exists()
     assert not Dependency.objects.exists()
     assert [tag(row) for row in FinishedTask.objects.all()] == ["b"]
