@@ -55,9 +55,10 @@ def main():
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--tasks", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", default=["ready", "scheduled", "finished"])
     options = parser.parse_args()
     admin = common.setup()
-    for kind in ("ready", "scheduled", "finished"):
+    for kind in options.kinds:
         common.empty(admin)
         put_aside(admin, "large")
         swap(admin, "large")

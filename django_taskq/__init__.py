@@ -53,7 +53,17 @@ from django_taskq.exceptions import (
 
 # Bound here and now: the submodule of that name would else take its place.
 from django_taskq.task import Signature, Task, task
-from django_taskq.workflows import batch, chain, find_batch, find_chain, find_workflow, previous, result_of, workflow
+from django_taskq.workflows import (
+    batch,
+    chain,
+    find_batch,
+    find_chain,
+    find_workflow,
+    previous,
+    prune_workflows,
+    result_of,
+    workflow,
+)
 
 if TYPE_CHECKING:
     from django_taskq.lifecycle.handles import WorkflowHandle
@@ -105,6 +115,7 @@ __all__ = [
     "finished_since",
     "pause_queue",
     "previous",
+    "prune_workflows",
     "replay",
     "result_of",
     "resume_queue",

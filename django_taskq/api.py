@@ -190,20 +190,26 @@ def replay(
     ids: str | Iterable[str],
     *,
     attempts: int | None = None,
+    from_start: bool = False,
     actor: str = "api",
     reason: str = "",
     using: str | None = None,
 ) -> Changed:
-    """Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id."""
+    """
+    Send dead and cancelled tasks back as ready. Raise TaskNotFound for a single unknown id.
+
+    A task goes on after its last step that succeeded; ``from_start`` forgets its steps.
+    """
     from django_taskq.lifecycle import control
 
-    return control.replay(ids, attempts=attempts, actor=actor, reason=reason, alias=using)
+    return control.replay(ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason, alias=using)
 
 
 async def areplay(
     ids: str | Iterable[str],
     *,
     attempts: int | None = None,
+    from_start: bool = False,
     actor: str = "api",
     reason: str = "",
     using: str | None = None,
@@ -211,7 +217,9 @@ async def areplay(
     """Do what ``replay`` does, without blocking the event loop."""
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(replay)(ids, attempts=attempts, actor=actor, reason=reason, using=using)
+    return await sync_to_async(replay)(
+        ids, attempts=attempts, from_start=from_start, actor=actor, reason=reason, using=using
+    )
 
 
 def discard(ids: str | Iterable[str], *, actor: str = "api", reason: str = "", using: str | None = None) -> Changed:

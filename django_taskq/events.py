@@ -35,6 +35,10 @@ __all__ = [
     "QueueResumed",
     "ResultsDropped",
     "SettlementRefused",
+    "StepEvent",
+    "StepFailed",
+    "StepStarted",
+    "StepSucceeded",
     "TaskCancelled",
     "TaskDead",
     "TaskDiscarded",
@@ -200,6 +204,38 @@ class TaskDiscarded(TaskEvent):
     """An operator gave a dead task up."""
 
     actor: str
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent(TaskEvent):
+    """An event of one step of a task. ``step`` is its name."""
+
+    step: str
+    worker_id: int
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(StepEvent):
+    """A step is about to be run. One whose result is kept from an earlier attempt is not."""
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSucceeded(StepEvent):
+    """The result of a step is kept."""
+
+    run_seconds: float
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailed(StepEvent):
+    """A step raised. What becomes of the attempt is told by other events."""
+
+    run_seconds: float
+    error: ErrorInfo
 
 
 @lean
@@ -414,6 +450,9 @@ _SIGNALS: dict[type[Event], Signal] = {
     TaskCancelled: signals.task_cancelled,
     TaskReplayed: signals.task_replayed,
     TaskDiscarded: signals.task_discarded,
+    StepStarted: signals.step_started,
+    StepSucceeded: signals.step_succeeded,
+    StepFailed: signals.step_failed,
     SettlementRefused: signals.settlement_refused,
     EnqueueRejected: signals.enqueue_rejected,
     WorkerStarted: signals.worker_started,

@@ -19,6 +19,8 @@ TaskqError
 ├── UnsupportedCapability            this backend or database cannot do that
 ├── StoreUnavailable                 the database refused, repeatedly
 ├── WorkerLost                       the worker that held the task is gone (kept as an error, never raised)
+├── LeaseLost                        this attempt no longer holds its task; it writes nothing more
+├── InvalidStep (ValueError)         a step where none can be, or a second one of the same name
 └── ShutdownTimeout (TimeoutError)   work was still running when the grace time was over
 
 What a task raises to steer its own fate is not an error and stands apart:
@@ -47,8 +49,10 @@ __all__ = [
     "InvalidCursor",
     "InvalidOptions",
     "InvalidPayload",
+    "InvalidStep",
     "InvalidTransition",
     "InvalidWorkflow",
+    "LeaseLost",
     "PayloadTooLarge",
     "ResultNotReady",
     "Retry",
@@ -160,6 +164,14 @@ class ShutdownTimeout(TaskqError, TimeoutError):
 
 class WorkerLost(TaskqError):
     """What the attempt of a task shows whose worker fell silent. Never raised."""
+
+
+class LeaseLost(TaskqError):
+    """The attempt no longer holds its task, so what it wanted to write of a step was not written; let it pass."""
+
+
+class InvalidStep(TaskqError, ValueError):
+    """A step where none can be: inside another, in a transaction, in an ``atomic`` task, or twice in one attempt."""
 
 
 class Steering(Exception):

@@ -18,6 +18,9 @@ __all__ = [
     "queue_paused",
     "queue_resumed",
     "settlement_refused",
+    "step_failed",
+    "step_started",
+    "step_succeeded",
     "task_cancelled",
     "task_dead",
     "task_discarded",
@@ -55,6 +58,9 @@ task_dead = Signal()
 task_cancelled = Signal()
 task_replayed = Signal()
 task_discarded = Signal()
+step_started = Signal()
+step_succeeded = Signal()
+step_failed = Signal()
 settlement_refused = Signal()
 enqueue_rejected = Signal()
 worker_started = Signal()

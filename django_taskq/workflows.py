@@ -32,6 +32,7 @@ __all__ = [
     "find_chain",
     "find_workflow",
     "previous",
+    "prune_workflows",
     "result_of",
     "workflow",
 ]
@@ -255,6 +256,26 @@ def find_chain(workflow_id: Any) -> WorkflowHandle:
 def find_batch(workflow_id: Any) -> WorkflowHandle:
     """Return a stored batch. Raise WorkflowNotFound for an id that no batch has."""
     return _find(workflow_id, Kind.BATCH)
+
+
+def prune_workflows(*, before: datetime) -> int:
+    """
+    Delete all chains, batches and workflows that ended before a moment, with their tasks, dead letters included.
+
+    Those inside others go with them; what has not ended is never touched, nor what has a live
+    callback. Return how many rows of tasks and workflows that were. Retention does the same by itself, state by state.
+    """
+    from django_taskq.domain.workflows import ENDED
+    from django_taskq.lifecycle.enqueue import main_database
+    from django_taskq.lifecycle.prune_workflows import prune_workflows
+
+    if before.utcoffset() is None:
+        raise InvalidOptions(f"before must be an aware datetime, got {before!r}", field="before", code="naive")
+    count = 0
+    for state in sorted(ENDED):
+        while deleted := prune_workflows(main_database(), state, before=before, dead_before=before, most=10_000):
+            count += deleted
+    return count
 
 
 def _find(workflow_id: Any, kind: Kind | None) -> WorkflowHandle:

@@ -97,8 +97,15 @@ class ReplayForm(AttemptsForm):
         help_text=gettext_lazy("A task whose name leads nowhere dies again, unless the workers know more."),
     )
 
+    from_start = forms.BooleanField(
+        label=gettext_lazy("run all steps again"),
+        required=False,
+        help_text=gettext_lazy("A task with steps goes on after the last one that succeeded, unless this is ticked."),
+    )
+
     def options(self) -> dict[str, Any]:
-        return {**super().options(), "force": self.cleaned_data["force"]}
+        names = ("force", "from_start")
+        return {**super().options(), **{name: self.cleaned_data[name] for name in names}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,20 @@ from django_taskq import clock
 from django_taskq.admin import acting
 from django_taskq.admin.base import alias
 from django_taskq.admin.shown import Shown, ago, clean, exact, pretty, tail
-from django_taskq.domain.states import Ack, State
+from django_taskq.domain.states import Ack, State, StepState
 from django_taskq.domain.workflows import Role
-from django_taskq.models import Attempt, AuditEntry, DeadTask, FinishedTask, Progress, Queue, Task, Worker, Workflow
+from django_taskq.models import (
+    Attempt,
+    AuditEntry,
+    DeadTask,
+    FinishedTask,
+    Progress,
+    Queue,
+    Step,
+    Task,
+    Worker,
+    Workflow,
+)
 from django_taskq.models.tasks import TaskRow
 from django_taskq.ops import snapshot, workflows
 from django_taskq.ops.explain import duration, explain
@@ -31,6 +42,7 @@ __all__ = ["Fact", "audit", "facts"]
 
 _MOST_ATTEMPTS = 20
 _MOST_ENTRIES = 50
+_MOST_STEPS = 200
 _MOST_BLOCKERS = 20
 
 
@@ -57,6 +69,8 @@ def facts(page: TaskRowAdmin, request: HttpRequest, row: TaskRow) -> dict[str, A
     now = clock.now()
     worker = None if not row.worker_id else Worker.objects.using(alias()).filter(pk=row.worker_id).first()
     attempts = list(Attempt.objects.using(alias()).filter(task_id=row.pk).order_by("-id")[: _MOST_ATTEMPTS + 1])
+    steps = Step.objects.using(alias()).filter(task_id=row.pk).order_by("position", "id").defer("result")
+    shown_steps = list(steps[: _MOST_STEPS + 1])
     flow = None if row.workflow_id is None else Workflow.objects.using(alias()).filter(pk=row.workflow_id).first()
     return {
         "row": row,
@@ -69,6 +83,8 @@ def facts(page: TaskRowAdmin, request: HttpRequest, row: TaskRow) -> dict[str, A
         "timeline": _timeline(row),
         "progress": _progress(row),
         "values": _values(page, row),
+        "steps": [_step(step) for step in shown_steps[:_MOST_STEPS]],
+        "has_more_steps": len(shown_steps) > _MOST_STEPS,
         "attempts": [_attempt(row, attempt) for attempt in attempts[:_MOST_ATTEMPTS]],
         "has_more_attempts": len(attempts) > _MOST_ATTEMPTS,
         **audit(request, row.pk),
@@ -220,6 +236,22 @@ def _attempt(row: TaskRow, attempt: Attempt) -> dict[str, Any]:
         "error_class": clean(attempt.error_class),
         "message": tail(attempt.message),
         "traceback": tail(attempt.traceback) if attempt.traceback else None,
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    ran = None
+    if step.started_at is not None and step.finished_at is not None:
+        ran = duration(step.finished_at - step.started_at)
+    return {
+        "name": clean(step.name),
+        "state": StepState(step.state).name.lower(),
+        "label": step.get_state_display(),
+        "attempt": step.attempt,
+        "worker": step.worker_id,
+        "started": None if step.started_at is None else ago(step.started_at),
+        "ran": ran,
+        "error": clean(": ".join(filter(None, (step.error_class, step.error_line)))),
     }
 
 

@@ -1,10 +1,10 @@
-"""The states of a task and what they mean to others. The numbers are stored; they never change."""
+"""The states of a task and of its steps, and what they mean to others. The numbers are stored; they never change."""
 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
 
-__all__ = ["FINAL", "LIVE", "Ack", "DeadReason", "State", "status_name"]
+__all__ = ["FINAL", "LIVE", "Ack", "DeadReason", "State", "StepState", "status_name"]
 
 
 class State(IntEnum):
@@ -26,6 +26,17 @@ class State(IntEnum):
 
 FINAL = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED})
 LIVE = frozenset(State) - FINAL
+
+
+class StepState(IntEnum):
+    """Where a step of a task stands. Only a running task has a running step."""
+
+    PENDING = 0  # planned, or put off by a snooze: nothing of it has been done
+    RUNNING = 1
+    SUCCEEDED = 2  # its result is kept, and it is not run again
+    FAILED = 3
+    CANCELLED = 4
+    INTERRUPTED = 5  # its worker went, or its process did: nobody knows how far it came
 
 
 class Ack(IntEnum):

@@ -29,9 +29,9 @@ from django_taskq.domain.outcomes import (
     Undecodable,
     Unknown,
 )
-from django_taskq.domain.states import LIVE, Ack, DeadReason, State
+from django_taskq.domain.states import LIVE, Ack, DeadReason, State, StepState
 from django_taskq.domain.values import lean
-from django_taskq.exceptions import InvalidTransition
+from django_taskq.exceptions import InvalidTransition, WorkerLost, error_class_path
 
 __all__ = [
     "AttemptEnd",
@@ -41,6 +41,8 @@ __all__ = [
     "after_replay",
     "decide",
     "initial_state",
+    "may_leave_step",
+    "step_after",
     "succeeded",
 ]
 
@@ -78,6 +80,7 @@ class Transition:
 
     ``attempt_back``: this attempt is not counted. ``record``: how the Attempt
     row calls the end, None where no row is kept. ``run_after`` is set for SCHEDULED.
+    ``note`` stands where an error's message would, for an end that is no error.
     """
 
     state: State
@@ -87,6 +90,7 @@ class Transition:
     record: str | None = None
     error: ErrorInfo | None = None
     result: str | None = None
+    note: str = ""
 
 
 _SUCCEEDED = Transition(state=State.SUCCEEDED)
@@ -163,6 +167,41 @@ def _again_or_dead(facts: Facts, error: ErrorInfo, wait: float | None, record: s
     if wait <= 0:
         return Transition(state=State.READY, run_after=now, record=record, error=error)
     return Transition(state=State.SCHEDULED, run_after=run_after, record=record, error=error)
+
+
+_WORKER_LOST = error_class_path(WorkerLost)
+
+
+def may_leave_step(outcome: Outcome, state: State) -> bool:
+    """
+    Return whether steps have to be looked at when an attempt ends so, the task going to ``state``.
+
+    A step that fails or succeeds stores that itself. What remains are attempts that were
+    ended from outside, and cancelled tasks, which leave nothing unfinished.
+    """
+    match outcome:
+        case Lost() | TimedOut() | Interrupted(started=True):
+            return True
+        case BudgetOver(error=error) if error is not None:
+            return True
+        case _:
+            return state == State.CANCELLED
+
+
+def step_after(outcome: Outcome, state: State) -> StepState:
+    """Return what becomes of a step that was still running when its attempt ended so."""
+    if state == State.CANCELLED:
+        return StepState.CANCELLED
+    match outcome:
+        case Snoozed():
+            return StepState.PENDING
+        case Failed(error=error) if error.class_path == _WORKER_LOST:
+            # The process that ran the task died, and the worker lived on to tell.
+            return StepState.INTERRUPTED
+        case Failed() | TimedOut() | Crashed() | GaveUp() | Undecodable() | BudgetOver():
+            return StepState.FAILED
+        case _:
+            return StepState.INTERRUPTED
 
 
 def initial_state(run_after: datetime | None, *, now: datetime, predecessors: int = 0) -> State:

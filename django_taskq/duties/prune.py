@@ -8,19 +8,18 @@ never takes more than half of what the database has to give.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from datetime import datetime
 
 from django_taskq import conf, events
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import WorkflowState
+from django_taskq.lifecycle.prune_workflows import CHUNK, prune_workflows
 from django_taskq.store import retention
 from django_taskq.store.vendors import vendor_for
 
 __all__ = ["prune", "run_once"]
 
-CHUNK = 5000
 # One round of the duty stops here, so that the other duties have their turn.
 MOST = 100_000
 
@@ -56,26 +55,15 @@ def run_once(alias: str, options: conf.Options, now: datetime) -> int:
 def _prune_workflows(alias: str, options: conf.Options, now: datetime) -> int:
     """Delete workflows with all that belongs to them, by the retention of what their ends are like."""
     kept = options.retention
-    vendor = vendor_for(alias)
-    count = 0
     dead_before = None if kept.dead is None else now - kept.dead
+    count = 0
     for state, span in (
         (WorkflowState.COMPLETED, kept.succeeded),
         (WorkflowState.CANCELLED, kept.cancelled),
         (WorkflowState.FAILED, kept.dead),
     ):
-        if span is None:
-            continue
-        for key in retention.old_workflows(alias, state=state, before=now - span, limit=1000):
-
-            def chunk(limit: int, key: uuid.UUID = key) -> int | None:
-                return retention.delete_workflow(alias, key, limit=limit, dead_before=dead_before)
-
-            while (deleted := vendor.retrying(lambda chunk=chunk: chunk(CHUNK))) is not None:  # type: ignore[misc]
-                count += deleted
-            count += 1
-            if count >= MOST:
-                return count
+        if span is not None and count < MOST:
+            count += prune_workflows(alias, state, before=now - span, dead_before=dead_before, most=MOST - count)
     return count
 
 

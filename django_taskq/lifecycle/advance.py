@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ __all__ = [
     "later",
     "nodes_of",
     "publish",
+    "set_off",
     "start_workflows",
 ]
 
@@ -109,32 +110,38 @@ def advance(alias: str, ended: Iterable[EndedNode], *, now: datetime) -> Advance
     Each node is counted once: whoever ends it by a row that it alone could move calls this with it.
     """
     told = Advanced(alias)
-    nodes = list(ended)
-    while nodes:
-        by_workflow: dict[uuid.UUID, list[EndedNode]] = {}
-        for node in nodes:
-            by_workflow.setdefault(node.workflow_id, []).append(node)
-        rows = store.lock(alias, by_workflow.keys())
-        nodes = _advance_rows(rows, by_workflow, told, now)
+    pending: dict[uuid.UUID, list[EndedNode]] = {}
+    for node in ended:
+        pending.setdefault(node.workflow_id, []).append(node)
+    while pending:
+        # Inside first: what an outer one cuts off must have been counted and written by then.
+        keys = store.innermost(alias, pending.keys())
+        upward = _advance_rows(store.lock(alias, keys), pending, told, now)
+        for key in keys:
+            del pending[key]
+        for node in upward:
+            pending.setdefault(node.workflow_id, []).append(node)
     return told
 
 
 def _advance_rows(
     rows: Sequence[Workflow], by_workflow: dict[uuid.UUID, list[EndedNode]], told: Advanced, now: datetime
 ) -> list[EndedNode]:
-    """Advance locked workflows; return those that ended by it, as nodes of the ones around them."""
-    alias = told.alias
+    """Advance locked workflows, none inside another; return what ended by it, as nodes of the ones around."""
     done: set[uuid.UUID] = set()
+    held: set[uuid.UUID] = set()
     upward: list[EndedNode] = []
     for row in rows:
-        done |= count(row, by_workflow[row.pk], told, now)
+        found = count(row, by_workflow[row.pk], told, now)
+        done |= found
+        if row.state == WorkflowState.WAITING:
+            held |= found
     if done:
-        upward += _let_go_on(alias, done, told, now)
+        upward += _let_go_on(told.alias, done, told, now, held=held)
     for row in rows:
-        conclude(row, by_workflow[row.pk], told, now)
-        if row.has_ended and row.finished_at == now and row.parent_id is not None:
+        if conclude(row, by_workflow[row.pk], told, now) and row.parent_id is not None:
             upward.append(as_node(row))
-    store.write(alias, rows)
+    store.write(told.alias, rows)
     return upward
 
 
@@ -153,7 +160,7 @@ def count(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: dateti
     """Count ended nodes; cut off what will never go on, and return the nodes whose followers may."""
     done: set[uuid.UUID] = set()
     stuck: list[uuid.UUID] = []
-    has_edges = row.kind != Kind.BATCH
+    failed: list[uuid.UUID] = []
     for node in nodes:
         if node.role != Role.MEMBER:
             # Whatever waits for a callback waits for its end alone.
@@ -170,16 +177,22 @@ def count(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: dateti
                 row.failed += 1
             case _:
                 row.cancelled += 1
-        if not has_edges:
+        if row.kind == Kind.BATCH:
             continue
-        if node.state == State.SUCCEEDED or row.failed + row.cancelled <= row.allowed:
-            done.add(node.key)
-        else:
+        is_fine = node.state == State.SUCCEEDED
+        if row.cancel or not (is_fine or row.failed + row.cancelled <= row.allowed):
+            # What is being cancelled goes no further, even if whoever cancels it died half-way.
             stuck.append(node.key)
+            continue
+        done.add(node.key)
+        if not is_fine:
+            failed.append(node.key)
+    if failed:
+        # One that was cancelled before its turn: its followers still come after what it waited for.
+        store.hand_on_waits(told.alias, row.pk, failed)
     if stuck:
         cut(row, stuck, told, now)
-    # What is being cancelled goes no further.
-    return {node.key for node in nodes if node.key in done and (node.role != Role.MEMBER or not row.cancel)}
+    return done
 
 
 def absorb(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: datetime) -> None:
@@ -191,35 +204,54 @@ def absorb(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: datet
 
 def cut(row: Workflow, stuck: Sequence[uuid.UUID], told: Advanced, now: datetime) -> None:
     """Cancel all that waits, directly or not, for nodes that did not succeed."""
+    after: dict[uuid.UUID, list[uuid.UUID]] = {}
+    for node, before in store.dependencies_of(told.alias, row.pk):
+        after.setdefault(before, []).append(node)
+    if not any(key in after for key in stuck):
+        return
+    tasks, flows = store.waiting_nodes(told.alias, row.pk)
     doomed: dict[uuid.UUID, None] = {}
     frontier: list[uuid.UUID] = list(stuck)
-    while frontier:
-        found = [node for node, _, _ in store.followers(told.alias, frontier, always=False) if node not in doomed]
-        frontier = list(dict.fromkeys(found))
-        doomed.update(dict.fromkeys(frontier))
-    if not doomed:
-        return
-    tasks = store.cut_tasks(told.alias, doomed, now=now)
-    told.tell_cut(tasks)
-    left = doomed.keys() - {task.pk for task in tasks}
-    count = len(tasks)
-    for key in left:
+    for at in frontier:
+        for node in after.get(at, ()):
+            if node not in doomed and (node in tasks or node in flows):
+                doomed[node] = None
+                frontier.append(node)
+    cut = store.cut_tasks(told.alias, [key for key in doomed if key in tasks], now=now)
+    told.tell_cut(cut)
+    count = len(cut)
+    for key in doomed.keys() & flows:
         workflows, inside = store.cut_workflow(told.alias, key, now=now)
         told.tell_cut(inside)
         for workflow in workflows:
+            call_back(workflow, Role.FINALLY, workflow.callback_values, told, now)
             told.tell(events.WorkflowCancelled, workflow, counts=workflow.counts)
         count += bool(workflows)
     row.open = max(row.open - count, 0)
     row.cancelled += count
 
 
-def _let_go_on(alias: str, done: set[uuid.UUID], told: Advanced, now: datetime) -> list[EndedNode]:
-    """Let the followers of nodes go on; return workflows that ended at once since there is nothing in them."""
-    counts = Counter(node for node, _, _ in store.followers(alias, done))
+def _let_go_on(
+    alias: str, done: set[uuid.UUID], told: Advanced, now: datetime, *, held: Collection[uuid.UUID] = frozenset()
+) -> list[EndedNode]:
+    """
+    Let the followers of nodes go on; return workflows that ended at once since there is nothing in them.
+
+    ``held``: those in workflows whose own turn has not come; their followers still wait for that.
+    """
+    found = store.followers(alias, done)
+    waits = Counter(node for node, before, always in found if before in held and not always)
+    if waits:
+        store.unblock_tasks(alias, waits)
+        store.unblock_workflows(alias, waits)
+    counts = Counter(node for node, before, always in found if before not in held or always)
     if not counts:
         return []
     free = store.unblock_tasks(alias, counts)
     told.queues |= store.release(alias, free, now=now, later=later)
+    if ended := {before for _, before, always in found if always}:
+        # Once: a callback that is replayed ends a second time, and others may still be waited for.
+        store.forget_ends(alias, ended)
     rest = Counter({key: counts[key] for key in counts.keys() - set(free)})
     started = store.unblock_workflows(alias, rest) if rest else []
     return start_workflows(alias, started, told, now) if started else []
@@ -230,25 +262,31 @@ def start_workflows(alias: str, keys: Sequence[uuid.UUID], told: Advanced, now: 
     ended: list[EndedNode] = []
     for row in store.start(alias, keys, now=now):
         told.tell(events.WorkflowStarted, row, total=row.total)
-        told.queues |= store.release(alias, store.waiting_members(alias, row.pk), now=now, later=later)
-        children = store.children_of(alias, row.pk)
-        inner = [child.pk for child in children if child.state == WorkflowState.WAITING and child.waits_for <= 0]
-        at_once = start_workflows(alias, inner, told, now) if inner else []
-        absorb(row, at_once, told, now)
-        conclude(row, at_once, told, now)
-        store.write(alias, [row])
-        if row.has_ended:
+        if set_off(row, told, now):
             ended.append(as_node(row))
     return ended
 
 
-def conclude(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: datetime) -> None:
-    """Call back what the counts ask for, and end the workflow if nothing in it is open."""
+def set_off(row: Workflow, told: Advanced, now: datetime) -> bool:
+    """Let go on what waits for nobody in a locked workflow that runs; return whether it ended by it."""
+    alias = told.alias
+    told.queues |= store.release(alias, store.waiting_members(alias, row.pk), now=now, later=later)
+    children = store.children_of(alias, row.pk)
+    inner = [child.pk for child in children if child.state == WorkflowState.WAITING and child.waits_for <= 0]
+    at_once = start_workflows(alias, inner, told, now) if inner else []
+    absorb(row, at_once, told, now)
+    has_ended = conclude(row, at_once, told, now)
+    store.write(alias, [row])
+    return has_ended
+
+
+def conclude(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: datetime) -> bool:
+    """Call back what the counts ask for, and end the workflow if nothing in it is open; return whether it ended."""
     if row.has_ended:
-        return
+        return False
     allowed = row.allowed
     callbacks = row.callback_values
-    if row.failed > allowed and not row.caught:
+    if row.failed > allowed and not row.caught and not row.cancel:
         row.caught = True
         call_back(row, Role.CATCH, callbacks, told, now)
     end = end_of(row.counts, allowed=allowed, cancel_requested=row.cancel)
@@ -260,12 +298,13 @@ def conclude(row: Workflow, nodes: Sequence[EndedNode], told: Advanced, now: dat
             row.progress_at = now
             call_back(row, Role.PROGRESS, callbacks, told, now)
     if end is None:
-        return
+        return False
     row.state, row.finished_at = int(end), now
     if end == WorkflowState.COMPLETED:
         call_back(row, Role.THEN, callbacks, told, now)
     call_back(row, Role.FINALLY, callbacks, told, now)
     told.tell(_ENDS[end], row, counts=row.counts)
+    return True
 
 
 _ENDS: dict[WorkflowState, type[Any]] = {
@@ -286,8 +325,9 @@ def call_back(row: Workflow, role: Role, callbacks: dict[str, list[Any]], told: 
     dependencies: list[Dependency] = []
     for stored in wanted:
         number = task_ids.one()
-        values = later(stored["options"], now) if stored["options"] else {}
-        run_after = values.get("run_after")
+        own = _moment(stored.get("run_after"))
+        values = later(stored["options"], now, own) if stored["options"] else {}
+        run_after = values.get("run_after", own)
         is_late = run_after is not None and run_after > now
         state = State.WAITING if before else State.SCHEDULED if is_late else State.READY
         tasks.append(
@@ -301,7 +341,7 @@ def call_back(row: Workflow, role: Role, callbacks: dict[str, list[Any]], told: 
                 run_after,
                 now,
                 values.get("deadline_at"),
-                values.get("expires_at"),
+                values.get("expires_at", _moment(stored.get("expires_at"))),
                 stored["name"],
                 stored["options"],
                 stored["metadata"],
@@ -322,12 +362,16 @@ def call_back(row: Workflow, role: Role, callbacks: dict[str, list[Any]], told: 
     store.insert(alias, [], tasks, dependencies)
 
 
-def later(options: str, now: datetime) -> dict[str, Any]:
-    """Return the columns that a task's options set when its turn comes: spans count from then."""
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def later(options: str, now: datetime, run_after: datetime | None) -> dict[str, Any]:
+    """Return the columns that a task's options set when its turn comes: spans count from then, or from its time."""
     values = payload.decode_value(options)
     found: dict[str, Any] = {}
     spans = values.get("later", {}) if isinstance(values, dict) else {}
-    eligible = now
+    eligible = now if run_after is None else max(now, run_after)
     if "delay" in spans:
         eligible = found["run_after"] = now + timedelta(seconds=spans["delay"])
     if "expires" in spans:

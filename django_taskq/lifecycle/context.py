@@ -51,12 +51,18 @@ class Run:
         "claim",
         "deadline_at",
         "interrupted",
+        "left_step",
         "metadata",
         "options",
         "started",
+        "steps",
+        "stop_heard",
         "task",
         "timeout",
     )
+
+    is_stored = True
+    """Whether there is a row in the database that stands for this attempt."""
 
     def __init__(
         self,
@@ -78,6 +84,12 @@ class Run:
         self.started = started
         self.cancel_event: threading.Event | None = None
         self.interrupted = False
+        # Made by steps.py when the task uses the first one.
+        self.steps: Any = None
+        # Whether a step is stored as running although nobody runs it any more.
+        self.left_step = False
+        # Whether the task's row said that a cancel was asked for, which the heartbeat will say later.
+        self.stop_heard = False
         self.metadata: dict[str, Any] = payload.decode_value(claim.metadata) or {} if claim.metadata else {}
         if not isinstance(self.metadata, dict):
             raise TypeError(f"metadata must be a dict, the row has {self.metadata!r}")
@@ -111,7 +123,7 @@ class Run:
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked this task to stop."""
-        return self.claim.cancel or (self.cancel_event is not None and self.cancel_event.is_set())
+        return self.claim.cancel or self.stop_heard or (self.cancel_event is not None and self.cancel_event.is_set())
 
     def raise_if_cancelled(self) -> None:
         """Raise TaskCancelled if asked to stop, BudgetExceeded or TaskTimeout if the time is over."""

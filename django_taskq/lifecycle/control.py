@@ -154,6 +154,7 @@ def replay(
     ids: str | uuid.UUID | Iterable[Any],
     *,
     attempts: int | None = None,
+    from_start: bool = False,
     actor: str = "",
     reason: str = "",
     alias: str | None = None,
@@ -162,6 +163,7 @@ def replay(
     """
     Send dead and cancelled tasks back as ready, under the same id, with ``attempts`` more (default: as at first).
 
+    Steps that succeeded keep their results and are not run again; ``from_start`` forgets them.
     A task whose name leads to no definition here is skipped unless ``force``: it would only die
     again. Two replays of one task at once send it back once. Raise TaskNotFound for a single unknown id.
     """
@@ -188,9 +190,13 @@ def replay(
                 members.append(row)
             fit.append(row.pk)
         inside = {row.pk for row in members}
-        rows = store.replay(alias, [key for key in fit if key not in inside], now=now, attempts=attempts)
+        rows = store.replay(
+            alias, [key for key in fit if key not in inside], now=now, attempts=attempts, from_start=from_start
+        )
         if members:
-            rows += workflows.replay_members(alias, members, now=now, attempts=attempts, actor=actor)
+            rows += workflows.replay_members(
+                alias, members, now=now, attempts=attempts, actor=actor, from_start=from_start
+            )
         if rows:
             store.audit(
                 alias,
@@ -199,7 +205,7 @@ def replay(
                 now=now,
                 reason=reason,
                 rows=rows,
-                detail={"attempts": attempts} if attempts else None,
+                detail={**({"attempts": attempts} if attempts else {}), **({"from_start": True} if from_start else {})},
             )
         for queue in {row.queue for row in rows}:
             wake.after_commit(alias, queue, ready=True, notify=conf.options().notify)

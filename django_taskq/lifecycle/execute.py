@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import traceback
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,7 +23,6 @@ from django_taskq.domain.outcomes import (
     BudgetOver,
     Cancelled,
     Crashed,
-    ErrorInfo,
     Expired,
     Failed,
     GaveUp,
@@ -37,7 +35,6 @@ from django_taskq.domain.outcomes import (
     Undecodable,
     Unknown,
     clean_text,
-    fingerprint,
 )
 from django_taskq.domain.retry import Curve
 from django_taskq.exceptions import (
@@ -53,6 +50,7 @@ from django_taskq.exceptions import (
 )
 from django_taskq.lifecycle import definitions, references, results
 from django_taskq.lifecycle.context import Run, current, restored
+from django_taskq.lifecycle.errors import describe
 from django_taskq.store.rows import Claim
 
 __all__ = ["acall", "call", "describe", "outcome_of", "prepare", "timed_out"]
@@ -214,7 +212,7 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:
             return Interrupted()
         case asyncio.CancelledError() if run.cancelled:
             return Cancelled("cancel requested")
-        case InvalidPayload() if not run.interrupted and _is_from_result(error):
+        case InvalidPayload() if not run.interrupted and (_is_from_result(error) or _is_from_step(run, error)):
             return Undecodable(error=describe(error))
     if _is_crash(error, run.options.crash_exceptions):
         return Crashed(error=describe(error))
@@ -225,6 +223,11 @@ def _is_from_result(error: BaseException) -> bool:
     """Return whether encoding the returned value failed, not some enqueue inside the task."""
     frame = error.__traceback__
     return frame is not None and frame.tb_next is not None and frame.tb_next.tb_frame.f_code is _succeeded.__code__
+
+
+def _is_from_step(run: Run, error: BaseException) -> bool:
+    """Return whether encoding the result of a step failed: its function has run, and would only run again."""
+    return run.steps is not None and run.steps.refused is error
 
 
 def _is_crash(error: BaseException, listed: tuple[str, ...]) -> bool:
@@ -247,27 +250,6 @@ def _backoff(run: Run, error: BaseException) -> float | None:
     except Exception as failure:
         error.add_note(f"The backoff of this task failed too: {error_class_path(failure)}: {failure}")
         return conf.Options().backoff.delay(run.attempt, random.random())  # type: ignore[no-any-return]
-
-
-def describe(error: BaseException) -> ErrorInfo:
-    """Return what is kept of an exception, fit for every database."""
-    path = error_class_path(error)
-    try:
-        message = str(error)
-    except BaseException as failure:
-        message = f"<no message: str() raised {type(failure).__name__}>"
-    try:
-        text = "".join(traceback.format_exception(error, chain=True))
-    except BaseException as failure:
-        text = f"{path}: {message}\n<no traceback: formatting raised {type(failure).__name__}>"
-    frames = traceback.extract_tb(error.__traceback__, limit=-1) if error.__traceback__ else []
-    place = f"{frames[-1].filename}:{frames[-1].name}" if frames else ""
-    return ErrorInfo(
-        class_path=clean_text(path, 200),
-        message=clean_text(message, 10_000),
-        traceback=clean_text(text),
-        fingerprint=fingerprint(path, message, place),
-    )
 
 
 def run_immediately(result: Any, *, sender: type[Any]) -> None:
@@ -310,6 +292,8 @@ class _ImmediateRun(Run):
     """The run of a task that has no row: nobody can cancel it or look at its progress."""
 
     __slots__ = ()
+
+    is_stored = False
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> bool:
         return False

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from asgiref.sync import sync_to_async
 
@@ -23,6 +23,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State, status_name
 from django_taskq.exceptions import InvalidPayload, ResultNotReady, WaitTimeout
 from django_taskq.lifecycle import context as contexts
+from django_taskq.lifecycle import steps
 from django_taskq.models import Attempt, FinishedTask, Task
 from django_taskq.store import tasks as store
 from django_taskq.store.rows import Claim
@@ -39,6 +40,7 @@ _WAIT_FIRST, _WAIT_MOST = 0.005, 0.25
 
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 if TYPE_CHECKING:
 
@@ -405,6 +407,46 @@ class TaskContext(_ContextFace):
     async def aprogress(self, done: float, total: float | None = None, note: str = "") -> bool:
         """Do what ``progress`` does, from a coroutine."""
         return await sync_to_async(self.run.progress)(done, total, note)
+
+    def step(self, name: str, function: Callable[..., S], /, *args: Any, atomic: bool = False, **kwargs: Any) -> S:
+        """
+        Call the function as a durable step of this task, or return the result it had in an earlier attempt.
+
+        The result is stored before this returns, and comes back as JSON gives it back, now and later. ``atomic``: what
+        the function writes into the task's database and the record of it are one transaction.
+        Raise what the function raises; TaskCancelled, TaskTimeout or BudgetExceeded before and after it;
+        InvalidPayload for a result that cannot be stored; LeaseLost when another attempt may run by now.
+        """
+        value: S = steps.step(self.run, name, function, args, kwargs, atomic=atomic)
+        return value
+
+    @overload
+    async def astep(
+        self, name: str, function: Callable[..., Awaitable[S]], /, *args: Any, atomic: bool = False, **kwargs: Any
+    ) -> S: ...
+
+    @overload
+    async def astep(
+        self, name: str, function: Callable[..., S], /, *args: Any, atomic: bool = False, **kwargs: Any
+    ) -> S: ...
+
+    async def astep(
+        self, name: str, function: Callable[..., Any], /, *args: Any, atomic: bool = False, **kwargs: Any
+    ) -> Any:
+        """
+        Do what ``step`` does, from a coroutine.
+
+        The function may be one, too; if not, it runs in the thread that Django's ORM uses for coroutines.
+        """
+        return await steps.astep(self.run, name, function, args, kwargs, atomic=atomic)
+
+    def plan(self, *names: str) -> None:
+        """Name the steps ahead, so that they show as pending. Those that are known already stay as they are."""
+        steps.plan(self.run, names)
+
+    async def aplan(self, *names: str) -> None:
+        """Do what ``plan`` does, from a coroutine."""
+        await sync_to_async(steps.plan)(self.run, names)
 
     def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Enqueue a task as a child of this one. (Any enqueue inside a task is; this says so.)"""

@@ -22,6 +22,7 @@ from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Sno
 from django_taskq.domain.states import FINAL, State
 from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
 from django_taskq.lifecycle.advance import Advanced, EndedNode, advance, nodes_of, publish
+from django_taskq.lifecycle.close_steps import close_steps
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
@@ -40,7 +41,11 @@ _SUCCEEDED, _RUN_MS, _WAIT_MS = _AT["succeeded"], _AT["run_ms"], _AT["wait_ms"]
 
 
 class Ended(NamedTuple):
-    """An attempt that ended. ``started`` and ``ended`` are seconds since 1970; ``started`` None: not begun."""
+    """
+    An attempt that ended. ``started`` and ``ended`` are seconds since 1970; ``started`` None: not begun.
+
+    ``left_step``: one of its steps may be stored as running although it does not run any more.
+    """
 
     claim: Claim
     outcome: Outcome
@@ -49,6 +54,7 @@ class Ended(NamedTuple):
     keep: float | None = None
     exception: BaseException | None = None
     cancelled: bool = False
+    left_step: bool = False
 
 
 class Settled(NamedTuple):
@@ -70,7 +76,7 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     vendor = vendor_for(alias)
     if len({ended.claim.key for ended in batch}) < len(batch):
         return vendor.retrying(lambda: _settle_in_rounds(batch, alias=alias, worker_id=worker_id, now=now))
-    decided = [
+    decided: Sequence[tuple[Ended, Transition]] = [
         (
             ended,
             succeeded(ended.outcome.result)
@@ -80,7 +86,7 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
         for ended in batch
     ]
     ahead = now.timestamp() - clock.elapsed()
-    held, told = vendor.retrying(lambda: _write(vendor, decided, worker_id, now, ahead))
+    held, decided, told = vendor.retrying(lambda: _write(vendor, decided, worker_id, now, ahead))
     refused = [ended for ended in batch if ended.claim.key not in held]
     again = sum(transition.state == State.READY and ended.claim.key in held for ended, transition in decided)
     if vendor.connection.in_atomic_block:
@@ -127,21 +133,24 @@ def _facts(ended: Ended) -> Facts:
 
 def _write(
     vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, now: datetime, ahead: float
-) -> tuple[set[Any], Advanced | None]:
+) -> tuple[set[Any], Sequence[tuple[Ended, Transition]], Advanced | None]:
     """
-    Write all of it; return the keys whose lease held, and what the workflows of the tasks made of it.
+    Write all of it, in one transaction.
 
-    ``ahead``: how far the database's clock is ahead of ``clock.elapsed``.
+    Return the keys whose lease held; what was written, with the step named in which an attempt was
+    ended; and what the workflows of the tasks made of it. ``ahead``: how far the database's clock is
+    ahead of ``clock.elapsed``.
     """
     told: Advanced | None = None
-    endings: list[Ending] = []
-    returns: list[Again] = []
-    for ended, transition in decided:
-        if transition.state in FINAL:
-            endings.append(_ending(ended, transition))
-        else:
-            returns.append(_again(ended, transition))
     with vendor.atomic():
+        decided = close_steps(vendor, decided, now=now)
+        endings: list[Ending] = []
+        returns: list[Again] = []
+        for ended, transition in decided:
+            if transition.state in FINAL:
+                endings.append(_ending(ended, transition))
+            else:
+                returns.append(_again(ended, transition))
         # Judged in here: SQLite may have waited for its turn just now.
         earliest = clock.elapsed() + ahead - LATE_SECONDS
         if endings and min([ending.finished for ending in endings]) < earliest:
@@ -163,7 +172,7 @@ def _write(
         nodes = _nodes(mine, vendor)
         if nodes:
             told = advance(vendor.alias, nodes, now=now)
-    return held, told
+    return held, decided, told
 
 
 def _nodes(mine: Sequence[tuple[Ended, Transition]], vendor: Vendor) -> list[EndedNode]:
@@ -190,7 +199,7 @@ def _ending(ended: Ended, transition: Transition) -> Ending:
         transition.result,
         None if transition.reason is None else transition.reason.value,
         None if error is None else error.class_path[:200],
-        None if error is None else error.line,
+        (transition.note or None) if error is None else error.line,
         None if error is None else error.fingerprint,
         _kept(ended) if transition.state == State.SUCCEEDED else None,
     )
@@ -232,7 +241,7 @@ def _attempt_row(ended: Ended, transition: Transition) -> AttemptRow:
         ended.started,
         ended.ended,
         "" if error is None else error.class_path,
-        "" if error is None else error.message,
+        transition.note if error is None else error.message,
         "" if error is None else error.traceback,
     )
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -20,8 +22,8 @@ from django.db import transaction
 
 from django_taskq import clock, conf, events
 from django_taskq.domain import payload
-from django_taskq.domain.states import State
-from django_taskq.domain.workflows import Kind, Role, WorkflowState, in_order
+from django_taskq.domain.states import DeadReason, State
+from django_taskq.domain.workflows import ENDED, Kind, Role, WorkflowState, in_order
 from django_taskq.exceptions import (
     InvalidTransition,
     InvalidWorkflow,
@@ -176,15 +178,18 @@ class _Layout:
     ) -> dict[str, str]:
         """Add the rows of nodes to a workflow, each behind those it waits for; return their ids by name."""
         ids: dict[str, str] = {}
+        earlier: dict[str, set[str]] = {}
         for node in nodes:
             after = dict.fromkeys(node.after)
+            earlier[node.name] = set(after).union(*(earlier[name] for name in after))
             last = ids[next(iter(after))] if len(after) == 1 else before if not after else None
             own_start = {} if after else start
             if hasattr(node.item, "nodes"):
                 inner = self.lay(node.item, outer=row, before=last, given=given, start=own_start, waits=len(after))
                 key = inner.pk
             else:
-                key = self._task(row, node, last=last, ids=ids, given=given, start=own_start, waits=len(after))
+                known = {name: ids[name] for name in earlier[node.name]}
+                key = self._task(row, node, last=last, ids=known, given=given, start=own_start, waits=len(after))
             ids[node.name] = str(key)
             self.dependencies += [
                 Dependency(workflow_id=row.pk, node_id=key, predecessor_id=uuid.UUID(ids[name])) for name in after
@@ -296,6 +301,8 @@ class _Layout:
             "rank": columns[1],
             "max_attempts": columns[3],
             "ack": columns[4],
+            "run_after": None if columns[5] is None else columns[5].isoformat(),
+            "expires_at": None if columns[8] is None else columns[8].isoformat(),
             "options": columns[10],
             "metadata": columns[11],
             "args": payload.encode_arguments(args, kwargs, limit=self.options.max_payload_bytes),
@@ -480,7 +487,13 @@ def cancel(key: uuid.UUID, *, actor: str, reason: str, alias: str | None = None)
     def ask() -> list[uuid.UUID]:
         with vendor.atomic():
             # From here on nothing more is let go on, and nothing added.
-            rows = [row for row in store.lock(alias, store.open_below(alias, key)) if not row.has_ended]
+            locked: dict[uuid.UUID, Workflow] = {}
+            # Again, since a batch may have been added to before its lock was had.
+            while new := set(store.open_below(alias, key)) - locked.keys():
+                locked.update({row.pk: row for row in store.lock(alias, new)})
+                if key not in locked:
+                    return []
+            rows = [row for row in locked.values() if not row.has_ended]
             if not any(row.pk == key for row in rows):
                 return []
             for row in rows:
@@ -569,9 +582,7 @@ def replay(
                     f"a {state} workflow cannot be replayed; only failed and cancelled ones can"
                     + (", or a completed one with from_start=True" if row.has_ended else ": wait for its end")
                 )
-            was = WorkflowState(row.state)
-            count = _Return(alias, now, attempts, from_start).bring_back(row, None, goes=True, told=told)
-            _reopen_outer(alias, row, was, told, now)
+            count = _Return(alias, now, attempts, from_start).bring_back(row, None, told)
             told.tell(events.WorkflowReplayed, row, actor=actor, count=count)
             task_store.audit(
                 alias,
@@ -591,7 +602,13 @@ def replay(
 
 
 def replay_members(
-    alias: str, rows: Sequence[FinishedTask], *, now: datetime, attempts: int | None, actor: str
+    alias: str,
+    rows: Sequence[FinishedTask],
+    *,
+    now: datetime,
+    attempts: int | None,
+    actor: str,
+    from_start: bool = False,
 ) -> list[Task]:
     """
     Send single members back, and reopen their workflows in the same transaction.
@@ -609,14 +626,27 @@ def replay_members(
         told = advancing.Advanced(alias)
         done.clear()
         with vendor.atomic():
-            for flow in store.lock(alias, list(by_flow)):
-                was = WorkflowState(flow.state)
-                back = _Return(alias, now, attempts, False)
-                count = back.bring_back(flow, by_flow[flow.pk], goes=flow.state != WorkflowState.WAITING, told=told)
-                done.update(back.keys & by_flow[flow.pk])
-                if was in _ENDED and count:
-                    _reopen_outer(alias, flow, was, told, now)
+            found = {flow.pk for flow in store.lock(alias, list(by_flow))}
+            # Outside first: what is inside may wait for what comes back there. Each is read anew, since
+            # the one before may have changed it.
+            for key in sorted(found):
+                [flow] = store.lock(alias, [key])
+                if flow.cancel and not flow.has_ended:
+                    continue
+                has_ended = flow.has_ended
+                back = _Return(alias, now, attempts, False, forgets_steps=from_start)
+                try:
+                    count = back.bring_back(flow, by_flow[key], told)
+                except InvalidTransition:
+                    continue
+                done.update(back.keys & by_flow[key])
+                if has_ended and count:
                     told.tell(events.WorkflowReplayed, flow, actor=actor, count=count)
+            # A dead letter outlives its workflow; nobody counts it any more.
+            alone = [task for key in by_flow.keys() - found for task in by_flow[key]]
+            done.update(
+                task.pk for task in task_store.replay(alias, alone, now=now, attempts=attempts, from_start=from_start)
+            )
         return told
 
     told = vendor.retrying(once)
@@ -625,26 +655,70 @@ def replay_members(
     return list(Task.objects.using(alias).filter(pk__in=done))
 
 
-_ENDED = frozenset({WorkflowState.COMPLETED, WorkflowState.FAILED, WorkflowState.CANCELLED})
-
-
 class _Return:
     """Brings members of workflows back to life."""
 
-    def __init__(self, alias: str, now: datetime, attempts: int | None, from_start: bool) -> None:
+    def __init__(
+        self, alias: str, now: datetime, attempts: int | None, from_start: bool, *, forgets_steps: bool = False
+    ) -> None:
         self.alias = alias
         self.now = now
         self.attempts = attempts
         self.from_start = from_start
+        self.forgets_steps = from_start or forgets_steps
         self.keys: set[uuid.UUID] = set()
 
-    def bring_back(self, row: Workflow, keys: set[uuid.UUID] | None, *, goes: bool, told: advancing.Advanced) -> int:
+    def bring_back(self, row: Workflow, keys: set[uuid.UUID] | None, told: advancing.Advanced) -> int:
         """
-        Make members of a locked workflow live again; return how many tasks.
+        Let members of a locked workflow live again, and it and those around it run again; return how many tasks.
 
         ``keys``: these, and what was cancelled because of them; None: all that did not succeed.
-        ``goes``: the workflow runs at once; else it waits, as a node of another one.
+        Whatever waits for others in one of those around waits for its turn. Raise
+        InvalidTransition if one of them is being cancelled; nothing was changed then.
         """
+        path = self._path(row)
+        was = WorkflowState(row.state)
+        started_at = path[-1].started_at
+        count = self._lay(row, keys)
+        for inner, outer in pairwise(path):
+            outer_was = WorkflowState(outer.state)
+            name = _COUNTED_AS[was]
+            setattr(outer, name, max(getattr(outer, name) - 1, 0))
+            outer.open += 1
+            store.set_waits(self.alias, inner.pk, self._waits(outer, inner.pk))
+            count += _Return(self.alias, self.now, None, False)._lay(outer, {inner.pk})
+            was = outer_was
+        top = path[-1]
+        if was in ENDED:
+            top.state, top.started_at = int(WorkflowState.RUNNING), started_at
+        if top.state == WorkflowState.RUNNING and advancing.set_off(top, told, self.now) and top.parent_id is not None:
+            # Nothing to run again in it, such as an empty batch.
+            more = advancing.advance(self.alias, [advancing.as_node(top)], now=self.now)
+            told.events += more.events
+            told.queues |= more.queues
+        return count
+
+    def _path(self, row: Workflow) -> list[Workflow]:
+        """Lock and return the workflow and those around it up to the first that has not ended."""
+        path = [row]
+        while path[-1].has_ended and path[-1].parent_id is not None:
+            outer = store.lock(self.alias, [path[-1].parent_id])
+            if not outer:
+                break
+            path += outer
+        if path[-1].cancel and not path[-1].has_ended:
+            raise InvalidTransition(f"workflow {path[-1].pk} is being cancelled; wait for its end")
+        return path
+
+    def _waits(self, outer: Workflow, key: uuid.UUID) -> int:
+        """Return how many nodes that have not ended one in a locked workflow waits for."""
+        if outer.kind == Kind.BATCH:
+            return 0
+        still_open = self._open(outer)
+        return sum(node == key and before in still_open for node, before in store.dependencies_of(self.alias, outer.pk))
+
+    def _lay(self, row: Workflow, keys: set[uuid.UUID] | None) -> int:
+        """Make members of a locked workflow live again, waiting; return how many tasks. One that had ended waits."""
         alias = self.alias
         ended = FinishedTask.objects.using(alias).filter(workflow_id=row.pk, role=Role.MEMBER)
         inner = [child for child in store.children_of(alias, row.pk) if child.has_ended]
@@ -657,46 +731,47 @@ class _Return:
                 edges.setdefault(node, []).append(before)
         facts = {key: (state, reason) for key, state, reason in ended.values_list("pk", "state", "reason")}
         facts.update({child.pk: (int(advancing.as_state(child)), None) for child in inner})
-        chosen = set(facts) if keys is None else self._with_cut(facts, edges, keys, inner) & set(facts)
+        chosen = set(facts) if keys is None else self._with_cut(row, facts, edges, keys, inner) & set(facts)
         open_nodes = self._open(row)
         waits = {key: sum(before in chosen or before in open_nodes for before in edges.get(key, ())) for key in chosen}
+        # What still waits had these taken off what it waits for when they ended.
+        back = chosen | (keys or set())
+        store.block(
+            alias,
+            Counter(node for node, others in edges.items() if node not in back for before in others if before in back),
+        )
         count = self._tasks(ended, chosen, waits)
         for child in inner:
             if child.pk in chosen:
                 [locked] = store.lock(alias, [child.pk])
-                child_goes = goes and not waits[child.pk]
-                count += self.bring_back(locked, None, goes=child_goes, told=told)
+                count += self._lay(locked, None)
                 store.set_waits(alias, child.pk, waits[child.pk])
         for key in chosen:
-            state = facts[key][0]
-            name = {State.SUCCEEDED: "succeeded", State.DEAD: "failed"}.get(State(state), "cancelled")
+            name = _TASK_COUNTED_AS.get(State(facts[key][0]), "cancelled")
             setattr(row, name, max(getattr(row, name) - 1, 0))
         row.open += len(chosen)
-        row.state = int(WorkflowState.RUNNING if goes else WorkflowState.WAITING)
-        row.finished_at, row.cancel = None, False
+        if row.has_ended:
+            row.state, row.started_at, row.finished_at = int(WorkflowState.WAITING), None, None
+        row.cancel = False
         row.caught = row.failed > row.allowed
         row.replays += 1
         store.write(alias, [row])
-        if goes:
-            told.queues |= store.release(
-                alias, [key for key in chosen if not waits[key]], now=self.now, later=advancing.later
-            )
-            if not row.open:
-                # Nothing to run again in it, such as an empty batch.
-                advancing.conclude(row, [], told, self.now)
-                store.write(alias, [row])
         return count
 
     def _with_cut(
         self,
+        row: Workflow,
         facts: Mapping[uuid.UUID, tuple[int, Any]],
         edges: Mapping[uuid.UUID, Sequence[uuid.UUID]],
         keys: set[uuid.UUID],
         inner: Sequence[Workflow],
     ) -> set[uuid.UUID]:
-        """Return the nodes and all that was cut off because of them and waits for nothing else that failed."""
-        cut = {key for key, (_, reason) in facts.items() if reason == "upstream"}
-        cut |= {child.pk for child in inner if child.started_at is None}
+        """Return the nodes and all that was cut off because of them and waits for nothing else that stops it."""
+        cut = {key for key, (_, reason) in facts.items() if reason == DeadReason.UPSTREAM}
+        cut |= {child.pk for child in inner if child.started_at is None and not child.cancel}
+        # What failed and stays is as good as a success where so many are allowed to.
+        failed = facts.keys() - cut - keys
+        stops = set(cut) if len(failed) <= row.allowed else cut | failed
         chosen = set(keys)
         grown = True
         while grown:
@@ -704,7 +779,7 @@ class _Return:
             for key in cut - chosen:
                 before = edges.get(key, ())
                 if any(node in chosen for node in before) and not any(
-                    node in facts and node not in chosen for node in before
+                    node in stops and node not in chosen for node in before
                 ):
                     chosen.add(key)
                     grown = True
@@ -721,29 +796,22 @@ class _Return:
         keys = sorted(chosen)
         for at in range(0, len(keys), _CHUNK):
             rows = list(ended.filter(pk__in=keys[at : at + _CHUNK]))
-            back = task_store.bring_back(self.alias, rows, now=self.now, attempts=self.attempts, waits=waits)
+            # A gate that no signal came to waits for that as well.
+            own = {row.pk: waits[row.pk] + bool(row.option_values.get("gate")) for row in rows}
+            back = task_store.bring_back(
+                self.alias, rows, now=self.now, attempts=self.attempts, waits=own, from_start=self.forgets_steps
+            )
             self.keys.update(row.pk for row in back)
             count += len(back)
         return count
 
 
-def _reopen_outer(alias: str, row: Workflow, was: WorkflowState, told: advancing.Advanced, now: datetime) -> None:
-    """Let the workflows around a replayed one run again, too, with what was cancelled because of it."""
-    while row.parent_id is not None:
-        outers = store.lock(alias, [row.parent_id])
-        if not outers:
-            return
-        [outer] = outers
-        outer_was = WorkflowState(outer.state)
-        name = {WorkflowState.COMPLETED: "succeeded", WorkflowState.FAILED: "failed"}.get(was, "cancelled")
-        setattr(outer, name, max(getattr(outer, name) - 1, 0))
-        outer.open += 1
-        outer.state, outer.finished_at, outer.cancel = int(WorkflowState.RUNNING), None, False
-        outer.caught = outer.failed > outer.allowed
-        _Return(alias, now, None, False).bring_back(outer, {row.pk}, goes=True, told=told)
-        if outer_was not in _ENDED:
-            return
-        row, was = outer, outer_was
+_COUNTED_AS = {
+    WorkflowState.COMPLETED: "succeeded",
+    WorkflowState.FAILED: "failed",
+    WorkflowState.CANCELLED: "cancelled",
+}
+_TASK_COUNTED_AS = {State.SUCCEEDED: "succeeded", State.DEAD: "failed"}
 
 
 # Adding and signalling
@@ -831,10 +899,11 @@ def signal(key: uuid.UUID, name: str, value: Any) -> bool:
             rows = store.lock(alias, [key])
             node = rows[0].node_names.get(name) if rows else None
             row = None if node is None else Task.objects.using(alias).filter(pk=node).first()
-            if node is None or (row is not None and row.name != _GATE):
+            ended = FinishedTask.objects.using(alias).filter(pk=node).first() if row is None and node else None
+            gate = row or ended
+            if node is None or (gate is not None and gate.name != _GATE) or store.find(alias, uuid.UUID(node)):
                 raise InvalidWorkflow(f"workflow {key} waits for no signal {name!r}")
             if row is None:
-                ended = FinishedTask.objects.using(alias).filter(pk=node).first()
                 if ended is not None and ended.state == State.SUCCEEDED:
                     return None
                 raise WorkflowEnded(f"signal {name!r} came too late: its node was cancelled or is gone")

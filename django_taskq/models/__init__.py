@@ -3,6 +3,7 @@
 from django_taskq.models.control import AuditEntry, Duty
 from django_taskq.models.queues import Queue, TaskType
 from django_taskq.models.stats import Snapshot, Stat
+from django_taskq.models.steps import Step
 from django_taskq.models.tasks import Attempt, DeadTask, FinishedTask, Progress, Task
 from django_taskq.models.workers import Worker
 from django_taskq.models.workflows import Batch, Chain, Dependency, Workflow
@@ -20,6 +21,7 @@ __all__ = [
     "Queue",
     "Snapshot",
     "Stat",
+    "Step",
     "Task",
     "TaskType",
     "Worker",

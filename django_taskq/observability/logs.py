@@ -35,6 +35,9 @@ _SENTENCES: dict[type[events.Event], tuple[int, str]] = {
     events.TaskCancelled: (logging.INFO, "Task %(task)s (%(task_id)s) was cancelled"),
     events.TaskReplayed: (logging.INFO, "Task %(task)s (%(task_id)s) was replayed by %(actor)s"),
     events.TaskDiscarded: (logging.INFO, "Task %(task)s (%(task_id)s) was discarded by %(actor)s"),
+    events.StepStarted: (logging.DEBUG, "Step %(step)s of task %(task)s (%(task_id)s) started"),
+    events.StepSucceeded: (logging.DEBUG, "Step %(step)s of task %(task)s (%(task_id)s) done in %(run_seconds).3f s"),
+    events.StepFailed: (logging.INFO, "Step %(step)s of task %(task)s (%(task_id)s) failed"),
     events.SettlementRefused: (
         logging.WARNING,
         "The end of task %(task)s (%(task_id)s) was not written: worker %(worker_id)d had lost its lease",
@@ -61,6 +64,7 @@ _FACTS = (
     "task",
     "queue",
     "attempt",
+    "step",
     "worker_id",
     "reason",
     "outcome",

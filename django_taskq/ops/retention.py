@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 
 from django_taskq import conf
 from django_taskq.domain.states import State
-from django_taskq.models import FinishedTask
+from django_taskq.domain.workflows import WorkflowState
+from django_taskq.store import retention as retention_store
+from django_taskq.store.vendors import vendor_for
 
 __all__ = ["Due", "due"]
 
@@ -17,7 +19,7 @@ CAP = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """Tasks of one state whose time to be kept is over; ``more``: at least this many."""
+    """Tasks of one state, or workflows, whose time to be kept is over; ``more``: at least this many."""
 
     state: str
     kept_for: timedelta | None
@@ -26,8 +28,12 @@ class Due:
 
 
 def due(alias: str, retention: conf.Retention, *, now: datetime) -> list[Due]:
-    """Return what the duty *prune* would delete, one line per state and one for tasks with a time of their own."""
-    ended = FinishedTask.objects.using(alias)
+    """
+    Return what the duty *prune* would delete: a line per state, one for tasks with a time of their own, and workflows.
+
+    Members of workflows are counted with those, as a whole.
+    """
+    ended = vendor_for(alias).prunable()
     own = len(ended.filter(delete_at__lte=now).order_by("delete_at").values_list("pk")[:CAP])
     found = [Due(state="own", kept_for=None, count=own, more=own == CAP)]
     for state, span in (
@@ -41,4 +47,13 @@ def due(alias: str, retention: conf.Retention, *, now: datetime) -> list[Due]:
         rows = list(old)
         count = sum(row == (state, None) for row in rows)
         found.append(Due(state=state.name.lower(), kept_for=span, count=count, more=len(rows) == CAP))
-    return found
+    count = sum(
+        len(retention_store.old_workflows(alias, state=state, before=now - span, limit=CAP))
+        for state, span in (
+            (WorkflowState.COMPLETED, retention.succeeded),
+            (WorkflowState.CANCELLED, retention.cancelled),
+            (WorkflowState.FAILED, retention.dead),
+        )
+        if span is not None
+    )
+    return [*found, Due(state="workflow", kept_for=None, count=count, more=count >= CAP)]

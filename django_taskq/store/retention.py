@@ -10,6 +10,7 @@ from django.db.models import Exists, Model, OuterRef, Q
 
 from django_taskq.domain.states import State
 from django_taskq.models import AuditEntry, Dependency, FinishedTask, Snapshot, Stat, Task, Worker, Workflow
+from django_taskq.store import workflows
 from django_taskq.store.vendors import vendor_for
 
 __all__ = ["delete_old", "delete_workflow", "old_workflows"]
@@ -50,12 +51,13 @@ def old_workflows(alias: str, *, state: int, before: datetime, limit: int) -> li
     return list(found.filter(~Exists(live)).order_by("finished_at").values_list("pk", flat=True)[:limit])
 
 
-def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: datetime | None) -> int | None:
+def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: datetime | None) -> tuple[int, bool]:
     """
     Delete up to ``limit`` tasks of a workflow and of those inside it, and the workflow once none is left.
 
-    Return how many tasks that were, None when the workflow itself is gone. Dead letters younger
-    than ``dead_before`` stay, without their workflow; None keeps them all.
+    Return how many rows that were, and whether that was all: the workflow itself is gone,
+    or stays since something in it lives. Dead letters younger than ``dead_before`` stay, without their
+    workflow; None keeps them all.
     """
     vendor = vendor_for(alias)
     tree = [key]
@@ -64,6 +66,10 @@ def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: date
     kept = Q(state=State.DEAD) if dead_before is None else Q(state=State.DEAD, finished_at__gte=dead_before)
     ended = FinishedTask.objects.using(alias).filter(workflow_id__in=tree).exclude(kept)
     with vendor.atomic():
+        rows = workflows.lock(alias, tree)
+        if not all(row.has_ended for row in rows) or Task.objects.using(alias).filter(workflow_id__in=tree).exists():
+            # Replayed meanwhile, or a callback of one inside still runs.
+            return 0, True
         keys = list(ended.values_list("pk", flat=True)[:limit])
         if keys:
             vendor.forget([vendor.key_of(found) for found in keys])
@@ -71,5 +77,5 @@ def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: date
         if len(keys) < limit:
             Dependency.objects.using(alias).filter(workflow_id__in=tree).delete()
             Workflow.objects.using(alias).filter(pk__in=tree).delete()
-            return None
-    return len(keys)
+            return len(keys) + len(tree), True
+    return len(keys), False

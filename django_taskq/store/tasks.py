@@ -11,6 +11,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.models import Attempt, AuditEntry, FinishedTask, Progress, Task
 from django_taskq.models.tasks import TaskRow
+from django_taskq.store import steps
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CARRIED
 
@@ -100,6 +101,8 @@ def end_waiting(
                 row.error_line = error_line
             FinishedTask.objects.using(alias).bulk_create(rows)
             Task.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
+            if state == State.CANCELLED:
+                steps.cancel(alias, [row.pk for row in rows], now=now)
             return rows
 
     return vendor.retrying(work)
@@ -116,12 +119,20 @@ def request_cancel(alias: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     return set(tasks.filter(cancel=True).values_list("pk", flat=True))
 
 
-def replay(alias: str, keys: Sequence[uuid.UUID], *, now: datetime, attempts: int | None = None) -> list[Task]:
+def replay(
+    alias: str,
+    keys: Sequence[uuid.UUID],
+    *,
+    now: datetime,
+    attempts: int | None = None,
+    from_start: bool = False,
+) -> list[Task]:
     """
     Send dead and cancelled tasks back as ready, under the same ids; return the live rows.
 
     The attempt number goes on where it was, with ``attempts`` more allowed (as
     many as the task had, without). Its budget starts anew; an expiry is lifted.
+    Steps that succeeded are not run again, unless ``from_start``.
     Two replays at once send a task back once.
     """
     vendor = vendor_for(alias)
@@ -131,7 +142,7 @@ def replay(alias: str, keys: Sequence[uuid.UUID], *, now: datetime, attempts: in
             ended = FinishedTask.objects.using(alias).filter(pk__in=keys).exclude(state=State.SUCCEEDED).order_by("pk")
             if vendor.connection.features.has_select_for_update:
                 ended = ended.select_for_update()
-            return bring_back(alias, list(ended), now=now, attempts=attempts)
+            return bring_back(alias, list(ended), now=now, attempts=attempts, from_start=from_start)
 
     return vendor.retrying(work)
 
@@ -143,11 +154,12 @@ def bring_back(
     now: datetime,
     attempts: int | None = None,
     waits: Mapping[uuid.UUID, int] | None = None,
+    from_start: bool = False,
 ) -> list[Task]:
     """
     Make finished rows live again and return them; the caller has locked them.
 
-    Ready, or with ``waits`` waiting for so many others.
+    Ready, or with ``waits`` waiting for so many others. ``from_start`` forgets their steps.
     """
     rows = [_live_again(row, attempts, now) for row in ended]
     for row in rows:
@@ -156,7 +168,9 @@ def bring_back(
             row.run_after = row.deadline_at = None
     Task.objects.using(alias).bulk_create(rows, batch_size=500)
     for at in range(0, len(rows), 1000):
-        FinishedTask.objects.using(alias).filter(pk__in=[row.pk for row in rows[at : at + 1000]]).delete()
+        keys = [row.pk for row in rows[at : at + 1000]]
+        FinishedTask.objects.using(alias).filter(pk__in=keys).delete()
+        steps.reset(alias, keys, from_start=from_start)
     return rows
 
 

@@ -21,17 +21,22 @@ from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.workflows import ENDED, Role, WorkflowState
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
+from django_taskq.store import steps
 from django_taskq.store.rows import NewTask
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CARRIED
 
 __all__ = [
+    "block",
     "children_of",
     "cut_tasks",
     "cut_workflow",
     "dependencies_of",
     "find",
     "followers",
+    "forget_ends",
+    "hand_on_waits",
+    "innermost",
     "insert",
     "live_callbacks",
     "lock",
@@ -44,6 +49,7 @@ __all__ = [
     "unblock_tasks",
     "unblock_workflows",
     "waiting_members",
+    "waiting_nodes",
     "write",
 ]
 
@@ -98,6 +104,20 @@ def write(alias: str, rows: Sequence[Workflow]) -> None:
     vendor_for(alias).save_workflows(rows, _COUNTED)
 
 
+def innermost(alias: str, keys: Collection[uuid.UUID]) -> list[uuid.UUID]:
+    """Return those of these workflows that have none of the others inside."""
+    if len(keys) == 1:
+        return list(keys)
+    outer: set[uuid.UUID] = set()
+    frontier: Collection[uuid.UUID] = keys
+    while frontier:
+        found = Workflow.objects.using(alias).filter(pk__in=frontier, parent_id__isnull=False)
+        parents = set(found.values_list("parent_id", flat=True))
+        frontier = parents - outer
+        outer |= parents
+    return [key for key in keys if key not in outer]
+
+
 def followers(
     alias: str, keys: Collection[uuid.UUID], *, always: bool | None = None
 ) -> list[tuple[uuid.UUID, uuid.UUID, bool]]:
@@ -117,6 +137,58 @@ def dependencies_of(alias: str, workflow_id: uuid.UUID) -> list[tuple[uuid.UUID,
 def predecessors_of(alias: str, key: uuid.UUID) -> list[uuid.UUID]:
     """Return what one node waits for, whatever its end."""
     return list(Dependency.objects.using(alias).filter(node_id=key).values_list("predecessor_id", flat=True))
+
+
+def forget_ends(alias: str, keys: Collection[uuid.UUID]) -> None:
+    """Let nothing wait for the ends of these callbacks any more."""
+    Dependency.objects.using(alias).filter(predecessor_id__in=keys, always=True).delete()
+
+
+def waiting_nodes(alias: str, workflow_id: uuid.UUID) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
+    """Return the members of a workflow that wait: tasks, and workflows."""
+    tasks = Task.objects.using(alias).filter(workflow_id=workflow_id, role=Role.MEMBER, state=State.WAITING)
+    flows = Workflow.objects.using(alias).filter(parent_id=workflow_id, state=WorkflowState.WAITING)
+    return set(tasks.values_list("pk", flat=True)), set(flows.values_list("pk", flat=True))
+
+
+def hand_on_waits(alias: str, workflow_id: uuid.UUID, keys: Collection[uuid.UUID]) -> None:
+    """Let those that wait for these ended nodes also wait for what these still waited for when they ended."""
+    own = Dependency.objects.using(alias).filter(node_id__in=keys, always=False)
+    before = set(own.values_list("predecessor_id", flat=True))
+    flows = Workflow.objects.using(alias).filter(pk__in=before).exclude(state__in=[int(state) for state in ENDED])
+    live = {
+        *Task.objects.using(alias).filter(pk__in=before).values_list("pk", flat=True),
+        *flows.values_list("pk", flat=True),
+    }
+    if not live:
+        return
+    waits: dict[uuid.UUID, set[uuid.UUID]] = {}
+    after: dict[uuid.UUID, list[uuid.UUID]] = {}
+    for node, predecessor in dependencies_of(alias, workflow_id):
+        waits.setdefault(node, set()).add(predecessor)
+        after.setdefault(predecessor, []).append(node)
+    added: list[Dependency] = []
+    more: Counter[uuid.UUID] = Counter()
+    # Made in their order, so that of two that ended together the one before comes first.
+    for key in sorted(keys):
+        for node in after.get(key, ()):
+            inherited = (waits.get(key, set()) & live) - waits[node]
+            waits[node] |= inherited
+            more[node] += len(inherited)
+            added += [Dependency(workflow_id=workflow_id, node_id=node, predecessor_id=found) for found in inherited]
+    Dependency.objects.using(alias).bulk_create(added, batch_size=2000)
+    block(alias, more)
+
+
+def block(alias: str, counts: Counter[uuid.UUID]) -> None:
+    """Let waiting tasks and workflows wait for so many nodes more."""
+    for key, count in counts.items():
+        for waiting in (
+            Task.objects.using(alias).filter(pk=key, state=State.WAITING),
+            Workflow.objects.using(alias).filter(pk=key, state=WorkflowState.WAITING),
+        ):
+            if count and waiting.update(waits_for=F("waits_for") + count):
+                break
 
 
 def children_of(alias: str, workflow_id: uuid.UUID) -> list[Workflow]:
@@ -168,14 +240,15 @@ def release(alias: str, keys: Collection[uuid.UUID], *, now: datetime, later: An
     """
     Let waiting tasks go on: ready, or scheduled where their time is ahead. Return the queues of the ready ones.
 
-    ``later(options, now)`` says what a task's own options make of the moment: a dict of columns, empty for most.
+    ``later(options, now, run_after)`` says what a task's own options make of the moment: a dict of columns,
+    empty for most.
     """
     queues: set[str] = set()
     for part in _chunks(list(keys)):
         waiting = Task.objects.using(alias).filter(pk__in=part, state=State.WAITING)
         plain: list[uuid.UUID] = []
         for key, queue, run_after, options in waiting.values_list("pk", "queue", "run_after", "options"):
-            changes = later(options, now) if options is not None else {}
+            changes = later(options, now, run_after) if options is not None else {}
             moment = changes.pop("run_after", run_after)
             if moment is not None and moment > now:
                 own = {**changes, "run_after": moment, "state": int(State.SCHEDULED)}
@@ -217,6 +290,8 @@ def cut_tasks(alias: str, keys: Collection[uuid.UUID], *, now: datetime) -> list
         ]
         FinishedTask.objects.using(alias).bulk_create(rows, batch_size=500)
         waiting.filter(pk__in=[row.pk for row in rows]).delete()
+        # A replayed member has steps before its turn comes.
+        steps.cancel(alias, [row.pk for row in rows], now=now)
         ended += rows
     return ended
 

@@ -21,7 +21,8 @@ from django_taskq.domain import payload
 from django_taskq.domain.lease import make_lease
 from django_taskq.domain.states import State
 from django_taskq.ids import task_ids
-from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Task
+from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Step, Task
+from django_taskq.store import steps as step_store
 from django_taskq.store import tasks as task_store
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending, NewTask
 from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
@@ -565,6 +566,7 @@ class StoreContract:
     def _ended(self, finished: datetime, **changes: Any) -> uuid.UUID:
         [claim] = self.claimed()
         key = self.ids_of([claim])[0]
+        step_store.plan(step_store.Holder(self.vendor.alias, key, claim.lease, 1, 7), ["only"])
         self.finish(self.ending(claim, **{"finished": finished.timestamp(), "started": None, **changes}))
         with self.vendor.atomic():
             self.vendor.record_attempts([AttemptRow(claim.key, 1, 7, "failed", None, 1.0, "a", "b", "c")])
@@ -584,8 +586,10 @@ class StoreContract:
         assert self.finished(old) is None
         assert not Attempt.objects.using(alias).filter(task_id=old).exists()
         assert not Progress.objects.using(alias).filter(task_id=old).exists()
+        assert not Step.objects.using(alias).filter(task_id=old).exists()
         assert all(self.finished(key) for key in (exact, dead, marked))
         assert Attempt.objects.using(alias).count() == Progress.objects.using(alias).count() == 3
+        assert Step.objects.using(alias).count() == 3
         assert self.live(self.ids_of([running])[0]) is not None
 
     def test_pruning_takes_the_oldest_first_and_no_more_than_its_limit(self) -> None:

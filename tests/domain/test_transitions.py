@@ -10,12 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_taskq.domain import outcomes as o
-from django_taskq.domain.states import FINAL, LIVE, Ack, DeadReason, State, status_name
-from django_taskq.domain.transitions import Facts, Transition, after_cancel, after_replay, decide, initial_state
+from django_taskq.domain.states import FINAL, LIVE, Ack, DeadReason, State, StepState, status_name
+from django_taskq.domain.transitions import (
+    Facts,
+    Transition,
+    after_cancel,
+    after_replay,
+    decide,
+    initial_state,
+    may_leave_step,
+    step_after,
+)
 from django_taskq.exceptions import InvalidTransition
 
 NOW = datetime(2030, 5, 1, 12, tzinfo=UTC)
 ERROR = o.ErrorInfo(class_path="a.B", message="m", traceback="t", fingerprint="f" * 16)
+DIED = o.ErrorInfo(class_path="django_taskq.exceptions.WorkerLost", message="m", traceback="", fingerprint="f" * 16)
 
 
 def decided(outcome: o.Outcome, **facts: object) -> Transition:
@@ -261,3 +271,55 @@ def test_the_stored_numbers_never_change() -> None:
     assert LIVE.isdisjoint(FINAL)
     assert set(State) == LIVE | FINAL
     assert all(state.is_final == (state in FINAL) for state in State)
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "after"),
+    [
+        (o.Lost(error=ERROR), State.READY, StepState.INTERRUPTED),
+        (o.Lost(error=ERROR), State.DEAD, StepState.INTERRUPTED),
+        (o.Interrupted(), State.READY, StepState.INTERRUPTED),
+        (o.Failed(error=DIED, retry_in=1.0), State.SCHEDULED, StepState.INTERRUPTED),
+        (o.Failed(error=ERROR, retry_in=1.0), State.SCHEDULED, StepState.FAILED),
+        (o.TimedOut(error=ERROR, retry_in=1.0), State.SCHEDULED, StepState.FAILED),
+        (o.BudgetOver(error=ERROR), State.DEAD, StepState.FAILED),
+        (o.Crashed(error=ERROR), State.DEAD, StepState.FAILED),
+        (o.Snoozed(1.0), State.SCHEDULED, StepState.PENDING),
+        (o.Succeeded(), State.SUCCEEDED, StepState.INTERRUPTED),
+        (o.Lost(error=ERROR), State.CANCELLED, StepState.CANCELLED),
+        (o.Cancelled(), State.CANCELLED, StepState.CANCELLED),
+    ],
+)
+def test_what_becomes_of_a_step_that_ran_when_its_attempt_ended(
+    outcome: o.Outcome, state: State, after: StepState
+) -> None:
+    assert step_after(outcome, state) == after
+
+
+def test_only_what_ends_an_attempt_from_outside_or_cancels_its_task_leaves_steps_behind() -> None:
+    inside = [o.Succeeded(), o.Failed(error=ERROR, retry_in=None), o.Crashed(error=ERROR), o.GaveUp(error=ERROR)]
+    not_begun = [o.Interrupted(started=False), o.BudgetOver(), o.Expired(), o.NotYet(NOW), o.Snoozed(1.0)]
+    outside = [
+        o.Lost(error=ERROR),
+        o.Interrupted(),
+        o.TimedOut(error=ERROR, retry_in=1.0),
+        o.BudgetOver(error=ERROR),
+    ]
+
+    assert not any(may_leave_step(outcome, State.DEAD) for outcome in (*inside, *not_begun))
+    assert all(may_leave_step(outcome, State.READY) for outcome in outside)
+    assert all(may_leave_step(outcome, State.CANCELLED) for outcome in (*inside, *not_begun, *outside))
+
+
+def test_the_numbers_of_step_states_never_change() -> None:
+    assert {state.name: int(state) for state in StepState} == {
+        "PENDING": 0,
+        "RUNNING": 1,
+        "SUCCEEDED": 2,
+        "FAILED": 3,
+        "CANCELLED": 4,
+        "INTERRUPTED": 5,
+    }

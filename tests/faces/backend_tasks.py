@@ -70,6 +70,19 @@ def tell_attempt(context: TaskContext, extra: int = 0) -> dict[str, Any]:
 
 
 @task(takes_context=True)
+def use_steps(context: TaskContext, twice: bool = False) -> list[Any]:
+    context.plan("pair", "same")
+    pair = context.step("pair", lambda: (1, 2), atomic=True)
+    return [pair, context.step("pair" if twice else "same", str, 7)]
+
+
+@task(takes_context=True)
+async def use_steps_async(context: TaskContext) -> list[Any]:
+    await context.aplan("pair", "later")
+    return [await context.astep("pair", lambda: (1, 2)), await context.astep("later", add_later.func, 1)]
+
+
+@task(takes_context=True)
 def use_context(context: TaskContext) -> list[Any]:
     context.raise_if_cancelled()
     context.log.info("at work")

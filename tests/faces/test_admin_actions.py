@@ -7,8 +7,8 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from django_taskq import clock
-from django_taskq.domain.states import DeadReason, State
-from django_taskq.models import AuditEntry, FinishedTask, Queue, Task
+from django_taskq.domain.states import DeadReason, State, StepState
+from django_taskq.models import AuditEntry, FinishedTask, Queue, Step, Task
 from tests.faces.conftest import act_url, list_url, page_url
 from tests.faces.rows import dead_task, dead_tasks, finished_task, live_task, registered
 
@@ -49,6 +49,20 @@ def test_a_confirmed_replay_sends_the_task_back_with_actor_reason_and_attempts(a
     assert "1 task was sent back and is ready." in _text(response)
     # The page it came from leads on to where the task is now.
     assert response.redirect_chain[-1][0] == page_url("task", row.pk)
+
+
+@pytest.mark.parametrize(("ticked", "left", "detail"), [({}, 1, {}), ({"from_start": "on"}, 0, {"from_start": True})])
+def test_a_replay_keeps_the_steps_unless_all_shall_run_again(
+    ticked: dict[str, str], left: int, detail: dict[str, bool], admin_client
+) -> None:
+    """S3-24: a box on the page that asks."""
+    row = dead_task()
+    Step.objects.create(task_id=row.pk, name="parse", position=0, state=StepState.SUCCEEDED)
+
+    _act(admin_client, "deadtask", "replay", [row.pk], **ticked)
+
+    assert Step.objects.filter(task_id=row.pk).count() == left
+    assert AuditEntry.objects.get().detail == detail
 
 
 @pytest.mark.parametrize("attempts", ["0", "-1", "many", "1001"])

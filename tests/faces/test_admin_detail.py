@@ -12,10 +12,10 @@ from django.test.utils import CaptureQueriesContext
 from django_taskq import clock
 from django_taskq.admin.shown import MOST, clean, pretty, tail
 from django_taskq.domain.lease import make_lease
-from django_taskq.domain.states import State
+from django_taskq.domain.states import State, StepState
 from django_taskq.ids import uuid7
 from django_taskq.lifecycle import control
-from django_taskq.models import Attempt, FinishedTask, Progress, Task
+from django_taskq.models import Attempt, FinishedTask, Progress, Step, Task
 from tests.faces.conftest import list_url, page_url
 from tests.faces.rows import dead_task, finished_task, live_task, registered, worker
 
@@ -113,6 +113,35 @@ def test_a_running_task_of_a_silent_worker_says_so(admin_client) -> None:
 
     assert "has been silent for 5 min" in text
     assert "over: the worker is silent" in text
+
+
+def test_a_task_with_steps_shows_where_each_stands(admin_client) -> None:
+    """S3-02, S3-25: state, times, error and worker, harmless whatever a step is called."""
+    row = dead_task()
+    now = clock.now()
+    done = {"attempt": 2, "worker_id": 4711, "started_at": now - timedelta(seconds=90), "finished_at": now}
+    Step.objects.create(task_id=row.pk, name="<b>parse</b>", position=0, state=StepState.SUCCEEDED, **done)
+    failed = {"state": StepState.FAILED, "error_class": "builtins.ValueError", "error_line": "no room"}
+    Step.objects.create(task_id=row.pk, name="save", position=1, **failed, **done)
+    Step.objects.create(task_id=row.pk, name="tell", position=2)
+
+    text = _text(admin_client.get(page_url("deadtask", row.pk)))
+
+    assert "<b>parse" not in text
+    assert text.index("&lt;b&gt;parse&lt;/b&gt;") < text.index("<td>save</td>") < text.index("<td>tell</td>")
+    for expected in (
+        "taskq-succeeded",
+        "taskq-failed",
+        "taskq-pending",
+        "4711",
+        "1 min",
+        "builtins.ValueError: no room",
+    ):
+        assert expected in text
+
+
+def test_a_task_without_steps_shows_no_table_of_them(admin_client) -> None:
+    assert "<h2>Steps</h2>" not in _text(admin_client.get(page_url("deadtask", dead_task().pk)))
 
 
 def test_a_succeeded_task_shows_its_result(admin_client) -> None:

@@ -156,6 +156,16 @@ def test_the_immediate_backend_gives_tasks_the_same_context(immediate: Immediate
     assert told.return_value == {"attempt": 1, "id": told.id, "result_id": told.id, "extra": 2}
 
 
+def test_the_immediate_backend_runs_steps_through_json_and_stores_nothing(immediate: ImmediateBackend) -> None:
+    """S3-02: without a database; the rules are the same."""
+    done, later = immediate.enqueue(tasks.use_steps, (), {}), immediate.enqueue(tasks.use_steps_async, (), {})
+    twice = immediate.enqueue(tasks.use_steps, (), {"twice": True})
+
+    assert (done.errors, done.return_value) == ([], [[1, 2], "7"])
+    assert (later.errors, later.return_value) == ([], [[1, 2], 1])
+    assert twice.errors[0].exception_class is exceptions.InvalidStep
+
+
 def test_the_immediate_backend_runs_coroutines(immediate: ImmediateBackend) -> None:
     assert immediate.enqueue(tasks.add_later, (1,), {}).return_value == 1
 

@@ -19,9 +19,9 @@ from django.core.management.base import CommandError
 from django.db import OperationalError
 
 from django_taskq import clock, conf
-from django_taskq.domain.states import State
+from django_taskq.domain.states import State, StepState
 from django_taskq.ids import uuid7
-from django_taskq.models import Attempt, AuditEntry, Duty, FinishedTask, Queue, Snapshot, Task
+from django_taskq.models import Attempt, AuditEntry, Duty, FinishedTask, Queue, Snapshot, Step, Task
 from tests.faces import rows
 
 pytestmark = pytest.mark.django_db
@@ -163,6 +163,50 @@ def test_cli_inspect_shows_attempts_traceback_and_why_it_does_not_run() -> None:
     assert record["attempts"][0]["traceback"].startswith("Traceback")
     assert "hush" not in text
     assert "args" not in record
+
+
+def _steps(task: FinishedTask) -> None:
+    now = clock.now()
+    values = {"task_id": task.pk, "attempt": 3, "worker_id": 7, "started_at": now, "finished_at": now}
+    Step.objects.create(**values, name="parse", position=0, state=StepState.SUCCEEDED, result='["rows"]')
+    failed = {"error_class": "builtins.ValueError", "error_line": "no room\x1b[2J"}
+    Step.objects.create(**values, name="save", position=1, state=StepState.FAILED, **failed)
+    Step.objects.create(task_id=task.pk, name="tell", position=2)
+
+
+def test_inspect_shows_the_steps() -> None:
+    """S3-02: their states, and where it failed."""
+    task = rows.dead_task()
+    _steps(task)
+
+    text = run("inspect", str(task.pk))
+    (record,) = data("inspect", str(task.pk))
+    (whole,) = data("inspect", str(task.pk), "--payload")
+
+    assert "  parse: succeeded, in attempt 3 on worker 7\n" in text
+    assert "  save: failed, in attempt 3 on worker 7: builtins.ValueError: no room\\x1b[2J\n" in text
+    assert "  tell: pending\n" in text
+    assert [(step["name"], step["state"]) for step in record["steps"]] == [
+        ("parse", "succeeded"),
+        ("save", "failed"),
+        ("tell", "pending"),
+    ]
+    assert "result" not in record["steps"][0]
+    assert whole["steps"][0]["result"] == ["rows"]
+
+
+def test_a_replay_from_the_start_forgets_the_steps() -> None:
+    """S3-24: without the option they are kept."""
+    kept, begun_anew = rows.dead_task(), rows.dead_task()
+    _steps(kept)
+    _steps(begun_anew)
+
+    run("retry", str(kept.pk))
+    run("dead", "replay", "--from-start", "--apply", "--why", "INC-90")
+
+    assert Step.objects.filter(task_id=kept.pk).count() == 3
+    assert not Step.objects.filter(task_id=begun_anew.pk).exists()
+    assert AuditEntry.objects.get(task_id=begun_anew.pk).detail == {"from_start": True}
 
 
 def test_inspect_shows_the_payload_only_when_asked() -> None:
@@ -495,7 +539,7 @@ def test_prune_deletes_what_it_said_it_would(settings: Any) -> None:
     before = FinishedTask.objects.count()
     deleted = json.loads(run("prune", "--json"))["meta"]["deleted"]
 
-    assert planned == {"own": 0, "succeeded": 3, "cancelled": 0}
+    assert planned == {"own": 0, "succeeded": 3, "cancelled": 0, "workflow": 0}
     assert (before, deleted) == (5, 3)
     assert set(FinishedTask.objects.values_list("pk", flat=True)) == {row.pk for row in kept}
 

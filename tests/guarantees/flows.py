@@ -1,8 +1,18 @@
-"""Tasks that members of workflows are made of."""
+"""Tasks that members of workflows are made of, and how the tests end and read them."""
 
+import json
+from collections import Counter
 from typing import Any
 
 from django_taskq import task
+from django_taskq.domain.outcomes import Cancelled, ErrorInfo, GaveUp, Succeeded
+from django_taskq.domain.states import State
+from django_taskq.domain.workflows import ENDED, Counts, Role
+from django_taskq.lifecycle.advance import as_state
+from django_taskq.lifecycle.settle import Ended, Settled
+from django_taskq.models import FinishedTask, Task, Workflow
+from django_taskq.store.rows import Claim
+from tests import engine
 from tests.app.models import Effect
 from tests.guarantees.tasks import ran
 
@@ -43,3 +53,76 @@ def wait_open(context: Any, count: int) -> int:
     assert context.workflow is not None
     context.workflow.add(say.s(at) for at in range(count))
     return count
+
+
+@task(ack="atomic", takes_context=True)
+def say_atomic(context: Any, value: Any) -> Any:
+    """Leave an effect in the transaction that settles, and advances."""
+    Effect.objects.create(key=f"{value} {context.task_id}", task_id=context.task_id)
+    ran.append(value)
+    return value
+
+
+def tag(row: Any) -> Any:
+    """Return the first argument of a claim or row: the tests' name of it."""
+    return json.loads(row.args)["args"][0]
+
+
+def claim_all(worker_id: int | None = None) -> dict[Any, Claim]:
+    """Claim everything that is ready, by first argument."""
+    return {tag(found): found for found in engine.claim(worker_id, limit=1000)}
+
+
+def ended(claimed: Claim, how: State = State.SUCCEEDED) -> Ended:
+    """Return an end of an attempt, without running anything."""
+    error = ErrorInfo(class_path="builtins.ValueError", message="no", traceback="", fingerprint="0" * 16)
+    now = engine.db_now().timestamp()
+    match how:
+        case State.SUCCEEDED:
+            outcome: Any = Succeeded("null")
+        case State.DEAD:
+            outcome = GaveUp(error=error)
+        case _:
+            outcome = Cancelled()
+    return Ended(claimed, outcome, now, now)
+
+
+def settle(claimed: Claim, how: State = State.SUCCEEDED) -> Settled:
+    """End one claimed task."""
+    return engine.write([ended(claimed, how)])
+
+
+def by_tag(value: Any) -> Any:
+    """Return the only row with this first argument, live or finished."""
+    [row] = [row for model in (Task, FinishedTask) for row in model.objects.all() if tag(row) == value]
+    return row
+
+
+def state_by_tag() -> dict[Any, str]:
+    """Return the state of each task by its first argument."""
+    rows = [*Task.objects.all(), *FinishedTask.objects.all()]
+    return {tag(row): State(row.state).name.lower() for row in rows}
+
+
+def open_flows() -> list[Workflow]:
+    """Return the workflows that have not ended."""
+    return list(Workflow.objects.exclude(state__in=[int(state) for state in ENDED]))
+
+
+def assert_all_ended() -> None:
+    """Assert that nothing lives, and that every count is that of the rows."""
+    assert not Task.objects.exists()
+    assert open_flows() == []
+    for flow in Workflow.objects.all():
+        states = list(
+            FinishedTask.objects.filter(workflow_id=flow.pk, role=Role.MEMBER).values_list("state", flat=True)
+        )
+        states += [int(as_state(child)) for child in Workflow.objects.filter(parent_id=flow.pk)]
+        counts = Counter(State(state) for state in states)
+        assert flow.counts == Counts(
+            total=len(states),
+            open=0,
+            succeeded=counts[State.SUCCEEDED],
+            failed=counts[State.DEAD],
+            cancelled=counts[State.CANCELLED],
+        )

@@ -9,7 +9,7 @@ from django.test import override_settings
 from django_taskq import conf, events
 from django_taskq.domain.states import State
 from django_taskq.duties import prune
-from django_taskq.models import Attempt, FinishedTask, Progress, Task
+from django_taskq.models import Attempt, FinishedTask, Progress, Step, Task
 from tests import engine
 from tests.engine import claim_one, db_now, drain, ready_task, state_of
 from tests.guarantees.tasks import fail_until, note
@@ -72,14 +72,16 @@ def test_no_live_task_is_ever_deleted_however_old_it_is() -> None:
 
 
 def test_everything_that_belongs_to_a_task_goes_with_it() -> None:
-    """S4-33: attempts and progress."""
+    """S4-33: attempts, steps and progress."""
     task = ended(State.SUCCEEDED, days=2)
+    Step.objects.create(task_id=task.pk, name="save", position=0)
     Attempt.objects.create(task_id=task.pk, number=1, worker_id=1, outcome="failed", ended_at=db_now())
     Progress.objects.create(task_id=task.pk, done=1, at=db_now())
 
     run()
 
-    assert FinishedTask.objects.count() == Attempt.objects.count() == Progress.objects.count() == 0
+    assert FinishedTask.objects.count() == Attempt.objects.count() == 0
+    assert Step.objects.count() == Progress.objects.count() == 0
 
 
 def test_a_tasks_own_time_wins_over_its_states() -> None:

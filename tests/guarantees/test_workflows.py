@@ -7,6 +7,7 @@ import pytest
 
 from django_taskq import batch, chain, clock, find_batch, find_chain, previous, result_of, workflow
 from django_taskq.domain.states import State
+from django_taskq.lifecycle.settle import settle
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
 from tests.engine import claim, claim_one, drain, run, run_and_settle, state_of, write
 from tests.guarantees.flows import collect, fail_once, refuse, say, wait_open
@@ -209,3 +210,16 @@ def test_many_workflows_advance_in_one_settlement() -> None:
     assert [(row.open, row.succeeded, row.state) for row in Workflow.objects.all()] == [(1, 1, 1)] * 8
     drain()
     assert {handle.refresh().status for handle in handles} == {"completed"}
+
+
+def test_a_callback_that_ends_in_the_moment_of_its_workflow_is_not_taken_for_its_end() -> None:
+    """S0-95: the workflow around counts its node once, whatever the clock says."""
+    handle = chain(batch(say.s("a")).then(say.s("then")), say.s("b"), say.s("c")).enqueue()
+    moment = clock.now()
+
+    for _ in range(4):
+        settle([run(claim_one())], alias="default", worker_id=1, now=moment)
+
+    assert handle.refresh().status == "completed"
+    assert (handle.counts.succeeded, handle.counts.open) == (3, 0)
+    assert sorted(ran) == ["a", "b", "c", "then"]

@@ -8,7 +8,7 @@ from typing import Any, get_overloads
 import pytest
 
 from django_taskq import Task, exceptions, task
-from django_taskq.lifecycle.results import TaskResult
+from django_taskq.lifecycle.results import TaskContext, TaskResult
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -37,7 +37,16 @@ def test_every_option_is_listed_where_it_can_be_given() -> None:
     assert in_using == parameters(Task.using)
 
 
-@pytest.mark.parametrize(("heading", "kind"), [("Methods of a task", Task), ("Methods of a result", TaskResult)])
+def test_every_attribute_of_the_context_is_listed() -> None:
+    own = {name for name, value in vars(TaskContext).items() if isinstance(value, property)}
+
+    assert set(rows("tasks.md", "The context")) == own | {"task_result"}
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [("Methods of a task", Task), ("Methods of a result", TaskResult), ("Methods of the context", TaskContext)],
+)
 def test_every_method_is_listed(heading: str, kind: type) -> None:
     contract = {"enqueue", "aenqueue", "get_result", "aget_result", "call", "acall"} if kind is Task else set()
     inherited = {"refresh", "arefresh"} if kind is TaskResult else set()

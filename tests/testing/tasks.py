@@ -1,6 +1,7 @@
 """Tasks that the tests of the testing helpers drain and record."""
 
 import asyncio
+from typing import Any
 
 from django.utils import timezone
 
@@ -68,6 +69,35 @@ def snooze_once(context: object) -> str:
     if sum(kind == "snooze" for kind, _ in ran) < 2:
         raise Snooze(3600)
     return "awake"
+
+
+def leave_effect(key: str) -> str:
+    ran.append(("step", key))
+    Effect.objects.create(key=key)
+    return key
+
+
+def fail_once(attempt: int) -> int:
+    ran.append(("step", attempt))
+    if attempt == 1:
+        raise ValueError("no room")
+    return attempt
+
+
+@task(takes_context=True, backoff=Fixed(60))
+def take_steps(context: Any) -> list[Any]:
+    """Run three steps, of which the second fails in the first attempt."""
+    context.plan("store", "try", "tell")
+    stored = context.step("store", leave_effect, "stored", atomic=True)
+    tried = context.step("try", fail_once, context.attempt)
+    return [stored, tried, context.step("tell", lambda: (1, 2))]
+
+
+@task(takes_context=True, backoff=Fixed(60))
+async def take_steps_async(context: Any) -> list[Any]:
+    stored = await context.astep("store", leave_effect, "stored")
+    tried = await context.astep("try", fail_once, context.attempt)
+    return [stored, tried, await context.astep("wait", asyncio.sleep, 0, (1, 2))]
 
 
 @task

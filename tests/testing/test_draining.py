@@ -10,7 +10,7 @@ from django.utils import timezone
 from freezegun import freeze_time
 
 from django_taskq import clock, pause_queue, resume_queue
-from django_taskq.models import FinishedTask, Task, Worker
+from django_taskq.models import FinishedTask, Step, Task, Worker
 from django_taskq.testing import DrainOverrun, adrain, assert_state, drain, travel
 from tests.app.models import Effect
 from tests.testing import tasks
@@ -56,6 +56,20 @@ class InATransaction(TestCase):
         drain("default")
 
         assert [value for _, value in tasks.ran] == ["urgent", "late", "later"]
+
+    def test_a_task_with_steps_goes_on_after_the_last_one_inside_the_tests_transaction(self) -> None:
+        for kind in (tasks.take_steps, tasks.take_steps_async):
+            with self.subTest(kind.name):
+                tasks.ran.clear()
+                Effect.objects.all().delete()
+                result = kind.enqueue()
+
+                drained = drain(with_scheduled=True)
+
+                assert [attempt.outcome for attempt in drained] == ["failed", "succeeded"]
+                assert drained.attempts[-1].result == ["stored", 2, [1, 2]]
+                assert tasks.ran == [("step", "stored"), ("step", 1), ("step", 2)]
+                assert Step.objects.filter(task_id=result.id).count() == 3
 
     def test_only_the_queues_named_are_drained(self) -> None:
         tasks.note.enqueue(1)

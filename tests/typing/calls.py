@@ -77,3 +77,19 @@ async def async_calls() -> None:
 @task(takes_context=True)  # E: arg-type
 def no_context(number: int) -> int:
     return number
+
+
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@task(takes_context=True)
+def with_steps(context: TaskContext, path: str) -> int:
+    return assert_type(context.step("count", len, path, atomic=True), int)
+
+
+@task(takes_context=True)
+async def with_async_steps(context: TaskContext, url: str) -> None:
+    assert_type(await context.astep("fetch", fetch, url), bytes)
+    assert_type(await context.astep("count", len, url), int)
+    context.step(3, len, url)  # E: arg-type

@@ -21,7 +21,7 @@ from django.db import Error, connections
 from django.utils.dateparse import parse_datetime
 
 from django_taskq import clock
-from django_taskq.domain.states import FINAL, LIVE, DeadReason, State
+from django_taskq.domain.states import FINAL, LIVE, DeadReason, State, StepState
 from django_taskq.domain.workflows import WorkflowState
 from django_taskq.duties import prune
 from django_taskq.exceptions import InvalidCursor, InvalidPayload
@@ -29,10 +29,11 @@ from django_taskq.lifecycle import control
 from django_taskq.lifecycle.enqueue import main_database, options_for
 from django_taskq.management import workflows as views
 from django_taskq.management.output import FORMATS, Report, one_line, write
-from django_taskq.models import FinishedTask, Queue, Workflow
+from django_taskq.models import FinishedTask, Queue, Step, Workflow
 from django_taskq.models.tasks import TaskRow
 from django_taskq.ops import health, retention, search, snapshot, stats, workflows
 from django_taskq.ops.explain import duration, explain, explain_workflow
+from django_taskq.store import steps as step_store
 from django_taskq.store import tasks as store
 from django_taskq.store import workflows as workflow_store
 from django_taskq.worker import command as worker_command
@@ -322,6 +323,7 @@ class Command(BaseCommand):
         if row is None:
             raise CommandError(f"no task has the id {task_id!r}; it may have been pruned", returncode=NOT_FOUND)
         attempts = store.attempts_of(alias, row.pk)
+        steps = step_store.of_task(alias, row.pk)
         record = {
             **_task_record(row),
             "why": explain(alias, row),
@@ -333,6 +335,7 @@ class Command(BaseCommand):
             "expires_at": row.expires_at,
             "replays": row.replays,
             "discarded_at": getattr(row, "resolved_at", None),
+            "steps": [_step_record(step, payload=options["payload"]) for step in steps],
             "attempts": [
                 {
                     "number": attempt.number,
@@ -351,8 +354,10 @@ class Command(BaseCommand):
         if options["json"] or options["format"] != "table":
             self._print(Report(name="inspect", fields=tuple(record), records=[record]), options)
             return
-        facts = [{"": name.replace("_", " "), " ": value} for name, value in record.items() if name != "attempts"]
-        blocks = [
+        apart = ("attempts", "steps")
+        facts = [{"": name.replace("_", " "), " ": value} for name, value in record.items() if name not in apart]
+        blocks = [("Steps", "\n".join(map(_step_line, steps)))] if steps else []
+        blocks += [
             (
                 (
                     f"Attempt {attempt.number}: {attempt.outcome}, on worker {attempt.worker_id}, "
@@ -624,7 +629,8 @@ _DONE = {"replay": "replayed", "cancel": "cancelled", "discard": "discarded"}
 
 def _replay(options: Mapping[str, Any]) -> Callable[..., control.Changed]:
     def act(ids: Sequence[str], **given: Any) -> control.Changed:
-        return control.replay(ids, attempts=options["attempts"], force=options["force"], **given)
+        how = {name: options[name] for name in ("attempts", "force", "from_start")}
+        return control.replay(ids, **how, **given)
 
     return act
 
@@ -676,6 +682,7 @@ def _how_often(parser: argparse.ArgumentParser) -> None:
 def _attempts(parser: argparse.ArgumentParser) -> None:
     _how_often(parser)
     parser.add_argument("--force", action="store_true", help="replay tasks whose name is not known here, too")
+    parser.add_argument("--from-start", action="store_true", help="run all steps again, also those that succeeded")
 
 
 def _add_workflows(parser: argparse.ArgumentParser, shown: argparse.ArgumentParser) -> None:
@@ -802,6 +809,33 @@ def _task_record(row: TaskRow) -> dict[str, Any]:
         "reason": getattr(row, "reason", None),
         "error": getattr(row, "error_line", None),
     }
+
+
+def _step_record(step: Step, *, payload: bool) -> dict[str, Any]:
+    found = {
+        "name": step.name,
+        "state": StepState(step.state).name.lower(),
+        "attempt": step.attempt,
+        "worker_id": step.worker_id,
+        "started_at": step.started_at,
+        "finished_at": step.finished_at,
+        "error_class": step.error_class,
+        "error": step.error_line,
+    }
+    if payload:
+        found["result"] = None
+        with suppress(ValueError):
+            found["result"] = step.result_value
+    return found
+
+
+def _step_line(step: Step) -> str:
+    line = f"{step.name}: {StepState(step.state).name.lower()}"
+    if step.attempt is not None:
+        line += f", in attempt {step.attempt} on worker {step.worker_id}"
+    if step.error_class:
+        line += f": {step.error_class}: {step.error_line}"
+    return line
 
 
 def _payload(row: TaskRow) -> dict[str, Any]:

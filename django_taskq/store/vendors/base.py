@@ -21,7 +21,7 @@ from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 
 from django_taskq import clock
 from django_taskq.domain.states import State
-from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Task, Workflow
+from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Step, Task, Workflow
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending, NewTask
 
 __all__ = ["CARRIED", "STAT_COUNTERS", "Listener", "Vendor"]
@@ -361,15 +361,15 @@ class Vendor:
 
     def prune(self, state: int, *, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished tasks of a state that ended before a moment, with all that is theirs."""
-        found = self._prunable().filter(state=state, finished_at__lt=before, delete_at__isnull=True)
+        found = self.prunable().filter(state=state, finished_at__lt=before, delete_at__isnull=True)
         return self._delete_finished(list(found.order_by("finished_at").values_list("id", flat=True)[:limit]))
 
     def prune_marked(self, now: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished tasks whose own time to be kept is over."""
-        found = self._prunable().filter(delete_at__lte=now)
+        found = self.prunable().filter(delete_at__lte=now)
         return self._delete_finished(list(found.order_by("delete_at").values_list("id", flat=True)[:limit]))
 
-    def _prunable(self) -> QuerySet[FinishedTask]:
+    def prunable(self) -> QuerySet[FinishedTask]:
         """Return what is not deleted together with a workflow: others of it may wait for its result."""
         workflows = Workflow.objects.filter(pk=OuterRef("workflow_id"))
         return FinishedTask.objects.using(self.alias).filter(Q(workflow_id__isnull=True) | ~Exists(workflows))
@@ -386,6 +386,7 @@ class Vendor:
         ids = [self.public_id(key) for key in keys]
         Attempt.objects.using(self.alias).filter(task_id__in=ids).delete()
         Progress.objects.using(self.alias).filter(task_id__in=ids).delete()
+        Step.objects.using(self.alias).filter(task_id__in=ids).delete()
 
     # Depths
 

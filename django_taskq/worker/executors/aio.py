@@ -125,7 +125,8 @@ class AsyncExecutor(Executor):
         else:
             outcome, error = execute.outcome_of(found, stopped), stopped
         keep = found.behaviour.keep_result
-        ended = Ended(claim, outcome, found.started, clock.timestamp(), keep, error, found.cancelled)
+        at = clock.timestamp()
+        ended = Ended(claim, outcome, found.started, at, keep, error, found.cancelled, found.left_step)
         if claim.ack == Ack.NOW:
             settled = threading.Event()
             host.ended(ended, settled=settled)

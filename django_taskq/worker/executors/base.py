@@ -159,7 +159,7 @@ def _isolated(run: Run, call: Caller) -> tuple[Outcome, BaseException | None]:
 
 def _hand_over(host: Host, run: Run, outcome: Outcome, error: BaseException | None, ended: float) -> None:
     keep = run.behaviour.keep_result
-    result = Ended(run.claim, outcome, run.started, ended, keep, error, run.cancelled)
+    result = Ended(run.claim, outcome, run.started, ended, keep, error, run.cancelled, run.left_step)
     if run.claim.ack != Ack.NOW:
         host.ended(result)
         return

@@ -52,11 +52,16 @@ _BACKOFF_MOST = 10.0
 
 
 class _Reply(NamedTuple):
-    """What a child says of one attempt; ``is_written``: it has settled it, or found the lease lost."""
+    """
+    What a child says of one attempt, or what is said of a child that died.
+
+    ``is_written``: it has settled it, or found the lease lost. ``left_step``: see ``Ended``.
+    """
 
     outcome: Outcome
     ended: float
     is_written: bool = False
+    left_step: bool = False
 
 
 class _Died(Exception):
@@ -128,7 +133,7 @@ class _Slot:
                 return _Reply(Interrupted(), clock.timestamp())
             return self._wait_for(run)
         except _Died as death:
-            return _Reply(execute.outcome_of(run, WorkerLost(str(death))), clock.timestamp())
+            return _Reply(execute.outcome_of(run, WorkerLost(str(death))), clock.timestamp(), left_step=True)
         finally:
             self.run = None
 
@@ -304,7 +309,9 @@ class ProcessExecutor(ThreadExecutor):
         slot.make_ready()
 
         def call(run: Run) -> tuple[Outcome, BaseException | None]:
-            return slot.call(run).outcome, None
+            reply = slot.call(run)
+            run.left_step = reply.left_step
+            return reply.outcome, None
 
         def atomic(host: Host, run: Run, _: Caller) -> None:
             reply = slot.call(run)
@@ -421,7 +428,7 @@ class _Inside:
         outcome, _ = execute.call(found)
         at = clock.timestamp()
         tidy(drop_transactions=True)
-        return _Reply(outcome, at)
+        return _Reply(outcome, at, left_step=found.left_step)
 
     # Host
 
