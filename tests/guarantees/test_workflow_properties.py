@@ -439,7 +439,7 @@ def play(root: Node, data: st.DataObject, most: int) -> None:
 
 
 # A workflow with its replays is some thirty transactions.
-FEWER = settings(max_examples=max(settings.default.max_examples // 2, 1)) if settings.default else settings()
+FEWER = settings(max_examples=settings().max_examples // 2)
 ANY = st.one_of(st.booleans(), st.integers(0, 3), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 
 
