@@ -80,12 +80,11 @@ def migrate_and_fill(order: list[Any]) -> None:
 def kill_at(order: list[Any]) -> None:
     """Kill this process where a function is called: before or after its work, the first time that happens."""
     import os
+    import pkgutil
     import signal
 
-    from django.utils.module_loading import import_string
-
     where, name, is_late = order
-    place = type(vendor_for("default")) if where == "vendor" else import_string(where)
+    place = type(vendor_for("default")) if where == "vendor" else pkgutil.resolve_name(where)
     work = getattr(place, name)
 
     def die(*args: Any, **options: Any) -> Any:

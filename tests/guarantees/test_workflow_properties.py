@@ -118,13 +118,14 @@ class Model:
         for node, how in ends:
             node.state = how
         for node, _ in ends:
-            self.ended(node)
+            self.stop(node)
+        for flow in {node.outer.key: node.outer for node, _ in ends if node.outer}.values():
+            self.go_on(flow)
 
-    def ended(self, node: Node) -> None:
-        """Let follow what follows from a node that has just ended."""
+    def stop(self, node: Node) -> None:
+        """Cut off what a node that has just ended stops, or let it wait for what that had waited for."""
         flow = node.outer
-        if flow is None:
-            return
+        assert flow is not None
         is_stuck = node.state in BAD and flow.count(*BAD) > flow.allowed
         if is_stuck or flow.is_cancelling:
             self.cut(flow, node)
@@ -132,7 +133,6 @@ class Model:
             open_ones = {key for key in flow.after[node.key] if not flow.named(key).is_over}
             for other in flow.following(node):
                 flow.after[other.key] |= open_ones
-        self.go_on(flow)
 
     def cut(self, flow: Node, node: Node) -> None:
         for other in flow.following(node):
@@ -169,7 +169,9 @@ class Model:
             flow.state = "succeeded"
             self.call(flow, "then")
         self.call(flow, "finally")
-        self.ended(flow)
+        if flow.outer is not None:
+            self.stop(flow)
+            self.go_on(flow.outer)
 
     def call(self, flow: Node, kind: str) -> None:
         before = [f"{flow.key} then", f"{flow.key} catch"] if kind == "finally" else []
