@@ -502,7 +502,8 @@ def cancel(key: uuid.UUID, *, actor: str, reason: str, alias: str | None = None)
             task_store.audit(
                 alias, actor=actor, action="cancel", now=now, reason=reason, target=f"workflow {key}", key=key
             )
-            return [row.pk for row in rows]
+            # Outside first, so that members are cancelled for themselves, and not for what ended inside.
+            return sorted(row.pk for row in rows)
 
     flows = vendor.retrying(ask)
     if not flows:

@@ -1,10 +1,12 @@
 """Tasks that members of workflows are made of, and how the tests end and read them."""
 
 import json
+import os
+import signal
 from collections import Counter
 from typing import Any
 
-from django_taskq import task
+from django_taskq import Fixed, task
 from django_taskq.domain.outcomes import Cancelled, ErrorInfo, GaveUp, Succeeded
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import ENDED, Counts, Role
@@ -61,6 +63,19 @@ def say_atomic(context: Any, value: Any) -> Any:
     Effect.objects.create(key=f"{value} {context.task_id}", task_id=context.task_id)
     ran.append(value)
     return value
+
+
+@task(max_attempts=50, backoff=Fixed(0), takes_context=True)
+def leave(context: Any, value: Any) -> Any:
+    """Leave an effect, once however often it is delivered, and return the value."""
+    Effect.objects.get_or_create(key=str(value), defaults={"task_id": context.task_id})
+    return value
+
+
+@task(backoff=Fixed(0))
+def die(value: Any) -> None:
+    """Kill the process."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def tag(row: Any) -> Any:
