@@ -39,7 +39,7 @@ MOST_TASKS = 12
 # The model
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """A task, or, with ``kind``, a workflow."""
 
@@ -129,7 +129,8 @@ class Model:
             nodes = [node for node in self.just_ended if node.outer is deepest]
             self.just_ended = [node for node in self.just_ended if node.outer is not deepest]
             if deepest is not None:
-                for node in nodes:
+                # The one before first: the next inherits what that waited for.
+                for node in sorted(nodes, key=deepest.inner.index):
                     self.stop(node)
                 self.go_on(deepest)
 
