@@ -71,12 +71,15 @@ def fill(options: str, args: list[Any], kwargs: dict[str, Any], alias: str) -> N
 
 
 def result_of_node(alias: str, key: uuid.UUID) -> Any:
-    """Return the result of a task or workflow that has ended; None for one that did not succeed and was allowed to."""
+    """Return the result of a task or workflow; None for a task that did not succeed, or has not ended."""
     row = FinishedTask.objects.using(alias).filter(pk=key).first()
     if row is not None:
         return row.result_value if row.state == State.SUCCEEDED else None
     flow = store.find(alias, key)
     if flow is None:
+        if Task.objects.using(alias).filter(pk=key).exists():
+            # What is called back before the end may ask for what still runs.
+            return None
         raise ResultNotReady(f"the result of {key} is gone: its row was deleted")
     return _collected(alias, flow)
 
@@ -86,15 +89,21 @@ def _collected(alias: str, flow: Workflow) -> Any:
         case Kind.CHAIN:
             # Made in their order, so the last has the highest id, but for what is inside a member.
             last = _last_of(alias, flow.pk)
-            return None if last is None else result_of_node(alias, last)
+            return None if last is None else _of_ended(alias, last)
         case Kind.GRAPH:
-            return {name: result_of_node(alias, uuid.UUID(key)) for name, key in flow.node_names.items()}
+            return {name: _of_ended(alias, uuid.UUID(key)) for name, key in flow.node_names.items()}
     if flow.total > COLLECTED_MOST:
         raise PayloadTooLarge(
             f"batch {flow.pk} has {flow.total} results, and at most {COLLECTED_MOST} are passed as an argument; "
             "read them with context.workflow.results()"
         )
     return [value for _, value in _values(alias, flow.pk)]
+
+
+def _of_ended(alias: str, key: uuid.UUID) -> Any:
+    """Return the result of a node, None for a workflow that has not ended."""
+    flow = store.find(alias, key)
+    return None if flow is not None and not flow.has_ended else result_of_node(alias, key)
 
 
 def _last_of(alias: str, flow_id: uuid.UUID) -> uuid.UUID | None:
@@ -106,7 +115,7 @@ def _last_of(alias: str, flow_id: uuid.UUID) -> uuid.UUID | None:
 
 def _values(alias: str, flow_id: uuid.UUID) -> Iterator[tuple[uuid.UUID, Any]]:
     """Yield (id, result) of the members of a workflow, in their order."""
-    inner = iter(Workflow.objects.using(alias).filter(parent_id=flow_id).order_by("pk"))
+    inner = iter(store.ended_inside(alias, flow_id))
     coming = next(inner, None)
     after: uuid.UUID | None = None
     while True:

@@ -640,7 +640,7 @@ def replay_members(
                     count = back.bring_back(flow, by_flow[key], told)
                 except InvalidTransition:
                     continue
-                done.update(back.keys & by_flow[key])
+                done.update(back.keys)
                 if has_ended and count:
                     told.tell(events.WorkflowReplayed, flow, actor=actor, count=count)
             # A dead letter outlives its workflow; nobody counts it any more.
@@ -653,7 +653,7 @@ def replay_members(
     told = vendor.retrying(once)
     advancing.publish(told)
     # Those that an earlier replay had sent back are not among them: they were not there to be locked.
-    return list(Task.objects.using(alias).filter(pk__in=done))
+    return list(Task.objects.using(alias).filter(pk__in=done & {row.pk for row in rows}))
 
 
 class _Return:
@@ -687,7 +687,9 @@ class _Return:
             setattr(outer, name, max(getattr(outer, name) - 1, 0))
             outer.open += 1
             store.set_waits(self.alias, inner.pk, self._waits(outer, inner.pk))
-            count += _Return(self.alias, self.now, None, False)._lay(outer, {inner.pk})
+            around = _Return(self.alias, self.now, None, False)
+            around.keys = self.keys
+            count += around._lay(outer, {inner.pk})
             was = outer_was
         top = path[-1]
         if was in ENDED:

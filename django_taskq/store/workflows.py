@@ -32,6 +32,7 @@ __all__ = [
     "cut_tasks",
     "cut_workflow",
     "dependencies_of",
+    "ended_inside",
     "find",
     "followers",
     "forget_ends",
@@ -194,6 +195,11 @@ def block(alias: str, counts: Counter[uuid.UUID]) -> None:
 def children_of(alias: str, workflow_id: uuid.UUID) -> list[Workflow]:
     """Return the workflows that are nodes of this one."""
     return list(Workflow.objects.using(alias).filter(parent_id=workflow_id).order_by("pk"))
+
+
+def ended_inside(alias: str, workflow_id: uuid.UUID) -> list[Workflow]:
+    """Return the workflows that are nodes of this one and have ended, in their order."""
+    return [child for child in children_of(alias, workflow_id) if child.has_ended]
 
 
 def live_callbacks(alias: str, workflow_id: uuid.UUID) -> list[uuid.UUID]:

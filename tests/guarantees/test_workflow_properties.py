@@ -39,7 +39,7 @@ MOST_TASKS = 12
 # The model
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """A task, or, with ``kind``, a workflow."""
 
@@ -93,7 +93,9 @@ class Model:
     def __init__(self, root: Node) -> None:
         self.root = root
         self.calls: list[Call] = []
+        self.just_ended: list[Node] = []
         self.start(root)
+        self.work()
 
     def nodes(self) -> dict[str, Node]:
         return {node.key: node for node in self.root.walk()}
@@ -117,10 +119,20 @@ class Model:
         """Let tasks end together."""
         for node, how in ends:
             node.state = how
-        for node, _ in ends:
-            self.stop(node)
-        for flow in {node.outer.key: node.outer for node, _ in ends if node.outer}.values():
-            self.go_on(flow)
+        self.just_ended += [node for node, _ in ends]
+        self.work()
+
+    def work(self) -> None:
+        """Let follow what follows from what has just ended, inside first."""
+        while self.just_ended:
+            deepest = max(self.just_ended, key=lambda node: len(self.around(node))).outer
+            nodes = [node for node in self.just_ended if node.outer is deepest]
+            self.just_ended = [node for node in self.just_ended if node.outer is not deepest]
+            if deepest is not None:
+                # The one before first: the next inherits what that waited for.
+                for node in sorted(nodes, key=deepest.inner.index):
+                    self.stop(node)
+                self.go_on(deepest)
 
     def stop(self, node: Node) -> None:
         """Cut off what a node that has just ended stops, or let it wait for what that had waited for."""
@@ -169,9 +181,7 @@ class Model:
             flow.state = "succeeded"
             self.call(flow, "then")
         self.call(flow, "finally")
-        if flow.outer is not None:
-            self.stop(flow)
-            self.go_on(flow.outer)
+        self.just_ended.append(flow)
 
     def call(self, flow: Node, kind: str) -> None:
         before = [f"{flow.key} then", f"{flow.key} catch"] if kind == "finally" else []
@@ -193,6 +203,7 @@ class Model:
             self.finish([(task, "cancelled") for task in node.inner if not task.kind and task.state == "waiting"])
         for node in reversed(below):
             self.conclude(node)
+            self.work()
 
     def around(self, node: Node) -> list[Node]:
         found = []
@@ -216,6 +227,7 @@ class Model:
             top.state = "running"
             top.has_started = True
         self.go_on(top)
+        self.work()
         return True
 
     def lay(self, flow: Node, keys: set[str] | None, *, everything: bool = False) -> None:
