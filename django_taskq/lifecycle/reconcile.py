@@ -103,7 +103,7 @@ def _recount(alias: str, row: Workflow) -> list[str]:
 
 
 def _let_on(alias: str, row: Workflow, told: advancing.Advanced, now: datetime) -> list[str]:
-    """Let on what waits for nobody any more, and cut off what waits for what did not succeed."""
+    """Let on what waits for nobody or for a signal past its deadline; cut off what waits for what did not succeed."""
     waiting = {
         task.pk: task
         for task in Task.objects.using(alias).filter(workflow_id=row.pk, role=Role.MEMBER, state=State.WAITING)
@@ -129,8 +129,12 @@ def _let_on(alias: str, row: Workflow, told: advancing.Advanced, now: datetime) 
             stuck.update(bad)
             continue
         waits = sum(other in is_open for other in mine)
-        is_gate = isinstance(node, Task) and bool(node.option_values.get("gate"))
-        if waits or is_gate:
+        if waits:
+            continue
+        if isinstance(node, Task) and node.option_values.get("gate"):
+            if _is_overdue(node, now):
+                # No signal comes in time any more: its claim finds the deadline over, and it dies of that.
+                free.append(key)
             continue
         free.append(key)
         found.append(f"{key} waited for nobody")
@@ -142,6 +146,11 @@ def _let_on(alias: str, row: Workflow, told: advancing.Advanced, now: datetime) 
     if starting:
         advancing.absorb(row, advancing.start_workflows(alias, starting, told, now), told, now)
     return found
+
+
+def _is_overdue(gate: Task, now: datetime) -> bool:
+    until = gate.option_values.get("later", {}).get("until")
+    return until is not None and until <= now.timestamp()
 
 
 def _standing(alias: str, nodes: set[uuid.UUID]) -> tuple[set[uuid.UUID], set[uuid.UUID]]:

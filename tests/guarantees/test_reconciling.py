@@ -1,6 +1,7 @@
 """Reconciling: what somebody's SQL broke is found, mended, and told."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -149,3 +150,21 @@ def test_a_finally_task_that_waits_for_deleted_callbacks_is_let_on() -> None:
     drain()
 
     assert ran == ["a", "finally"]
+
+
+def test_a_gate_that_nobody_signalled_dies_when_the_deadline_is_over(told: list[Any]) -> None:
+    """A workflow with a deadline ends; that is its rule, and nothing to be told as mended."""
+    made = workflow("approval").wait_for("ok").add("go", say.s(previous), after="ok").catch(say.s("catch"))
+    handle = made.deadline(timedelta(hours=1)).enqueue()
+
+    before = reconcile.run_once(ALIAS, conf.options(), db_now() + timedelta(minutes=59))
+    assert state_of(next(handle.tasks())) == "waiting"
+    after = reconcile.run_once(ALIAS, conf.options(), db_now() + timedelta(minutes=61))
+    Task.objects.filter(state=State.READY).update(deadline_at=db_now() - timedelta(seconds=1), run_after=db_now())
+    drain()
+
+    assert (before, after) == (0, 0)
+    assert handle.refresh().status == "failed"
+    assert FinishedTask.objects.get(state=State.DEAD).reason == "budget_expired"
+    assert ran == ["catch"]
+    assert not told

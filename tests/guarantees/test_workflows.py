@@ -7,6 +7,7 @@ import pytest
 
 from django_taskq import batch, chain, clock, find_batch, find_chain, previous, result_of, workflow
 from django_taskq.domain.states import State
+from django_taskq.domain.workflows import Role
 from django_taskq.lifecycle.settle import settle
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
 from tests.engine import claim, claim_one, drain, run, run_and_settle, state_of, write
@@ -223,3 +224,17 @@ def test_a_callback_that_ends_in_the_moment_of_its_workflow_is_not_taken_for_its
     assert handle.refresh().status == "completed"
     assert (handle.counts.succeeded, handle.counts.open) == (3, 0)
     assert sorted(ran) == ["a", "b", "c", "then"]
+
+
+def test_progress_is_called_at_most_once_a_second_and_at_the_end() -> None:
+    """Many members that end together, or one soon after the other, make one call; the last one makes another."""
+    handle = batch(say.s(at) for at in range(9)).progress(say.s("progress")).then(say.s("then")).enqueue()
+    start = clock.now()
+
+    for seconds in (0.0, 0.1, 0.9, 1.1, 1.2):
+        found = [run(one) for one in claim(limit=2) if one.role == Role.MEMBER]
+        settle(found, alias="default", worker_id=1, now=start + timedelta(seconds=seconds))
+
+    callbacks = Task.objects.exclude(role=Role.MEMBER).order_by("pk")
+    assert handle.refresh().status == "completed"
+    assert [Role(row.role).name for row in callbacks] == ["PROGRESS", "PROGRESS", "PROGRESS", "THEN"]
