@@ -7,7 +7,9 @@ import uuid
 from datetime import datetime
 
 from django_taskq import conf
-from django_taskq.lifecycle import reconcile
+from django_taskq.domain.states import State
+from django_taskq.domain.workflows import WorkflowState
+from django_taskq.models import Task, Workflow
 
 __all__ = ["Round", "run_once"]
 
@@ -23,6 +25,11 @@ class Round:
 
 def run_once(alias: str, options: conf.Options, now: datetime, *, place: Round | None = None) -> int:
     """Look at the next workflows; return how many were mended. Without a ``place`` all of them, once."""
+    if not _has_work(alias):
+        return 0
+    # Loaded by those who have workflows.
+    from django_taskq.lifecycle import reconcile
+
     if place is not None:
         count, place.after = reconcile.reconcile(alias, now=now, after=place.after)
     else:
@@ -33,3 +40,11 @@ def run_once(alias: str, options: conf.Options, now: datetime, *, place: Round |
     if count:
         logger.warning("%d workflows were at odds with their tasks and were mended", count)
     return count
+
+
+def _has_work(alias: str) -> bool:
+    """Return whether a workflow runs, or a task waits for others."""
+    if Workflow.objects.using(alias).filter(state=WorkflowState.RUNNING).exists():
+        return True
+    # The workflow of a waiting task may be gone, or have ended.
+    return Task.objects.using(alias).filter(workflow_id__isnull=False, state=State.WAITING).exists()

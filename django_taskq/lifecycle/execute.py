@@ -48,7 +48,7 @@ from django_taskq.exceptions import (
     TaskTimeout,
     error_class_path,
 )
-from django_taskq.lifecycle import definitions, references, results
+from django_taskq.lifecycle import definitions, results
 from django_taskq.lifecycle.context import Run, current, restored
 from django_taskq.lifecycle.errors import describe
 from django_taskq.store.rows import Claim
@@ -120,7 +120,7 @@ def call(run: Run) -> tuple[Outcome, BaseException | None]:
         return Undecodable(error=describe(error)), error
     try:
         if run.claim.options is not None and _REFERENCES in run.claim.options:
-            references.fill(run.claim.options, args, kwargs, run.alias)
+            _fill(run.claim.options, args, kwargs, run.alias)
         if run.task.takes_context:
             args.insert(0, results.context_of(run))
         function = run.task.func
@@ -146,7 +146,7 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         return Undecodable(error=describe(error)), error
     try:
         if run.claim.options is not None and _REFERENCES in run.claim.options:
-            await asyncio.to_thread(_on_a_good_connection, references.fill, run.claim.options, args, kwargs, run.alias)
+            await asyncio.to_thread(_on_a_good_connection, _fill, run.claim.options, args, kwargs, run.alias)
         if run.task.takes_context:
             args.insert(0, await asyncio.to_thread(_on_a_good_connection, results.context_of, run))
         remaining = run.remaining
@@ -164,6 +164,13 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         return outcome_of(run, error), error
     finally:
         current.reset(token)
+
+
+def _fill(options: str, args: list[Any], kwargs: dict[str, Any], alias: str) -> None:
+    """Put the results of others where the arguments wait for them."""
+    from django_taskq.lifecycle import references
+
+    references.fill(options, args, kwargs, alias)
 
 
 def _on_a_good_connection(work: Callable[..., Any], *args: Any) -> Any:

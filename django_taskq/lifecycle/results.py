@@ -23,7 +23,6 @@ from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State, status_name
 from django_taskq.exceptions import InvalidPayload, ResultNotReady, WaitTimeout
 from django_taskq.lifecycle import context as contexts
-from django_taskq.lifecycle import steps
 from django_taskq.models import Attempt, FinishedTask, Task
 from django_taskq.store import tasks as store
 from django_taskq.store.rows import Claim
@@ -417,6 +416,8 @@ class TaskContext(_ContextFace):
         Raise what the function raises; TaskCancelled, TaskTimeout or BudgetExceeded before and after it;
         InvalidPayload for a result that cannot be stored; LeaseLost when another attempt may run by now.
         """
+        from django_taskq.lifecycle import steps
+
         value: S = steps.step(self.run, name, function, args, kwargs, atomic=atomic)
         return value
 
@@ -438,14 +439,20 @@ class TaskContext(_ContextFace):
 
         The function may be one, too; if not, it runs in the thread that Django's ORM uses for coroutines.
         """
+        from django_taskq.lifecycle import steps
+
         return await steps.astep(self.run, name, function, args, kwargs, atomic=atomic)
 
     def plan(self, *names: str) -> None:
         """Name the steps ahead, so that they show as pending. Those that are known already stay as they are."""
+        from django_taskq.lifecycle import steps
+
         steps.plan(self.run, names)
 
     async def aplan(self, *names: str) -> None:
         """Do what ``plan`` does, from a coroutine."""
+        from django_taskq.lifecycle import steps
+
         await sync_to_async(steps.plan)(self.run, names)
 
     def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:

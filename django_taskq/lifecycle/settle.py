@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import transaction
 
@@ -21,12 +21,14 @@ from django_taskq.domain import payload
 from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import FINAL, State
 from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
-from django_taskq.lifecycle.advance import Advanced, EndedNode, advance, nodes_of, publish
 from django_taskq.lifecycle.close_steps import close_steps
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
+
+if TYPE_CHECKING:
+    from django_taskq.lifecycle.advance import Advanced
 
 __all__ = ["LATE_SECONDS", "Ended", "Settled", "settle", "tell_refused"]
 
@@ -94,6 +96,8 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
     else:
         _emit(decided, held, refused, alias, vendor)
     if told is not None:
+        from django_taskq.lifecycle.advance import publish
+
         publish(told)
         again += len(told.queues)
     return Settled(len(batch) - len(refused), refused, again)
@@ -169,22 +173,22 @@ def _write(
         if sums:
             vendor.add_stats(sums)
         # Last, since it locks rows that all workers share.
-        nodes = _nodes(mine, vendor)
+        nodes = _nodes(mine)
         if nodes:
-            told = advance(vendor.alias, nodes, now=now)
+            # Loaded by those who have workflows.
+            from django_taskq.lifecycle.advance import advance, nodes_of
+
+            told = advance(vendor.alias, nodes_of(nodes, vendor.alias), now=now)
     return held, decided, told
 
 
-def _nodes(mine: Sequence[tuple[Ended, Transition]], vendor: Vendor) -> list[EndedNode]:
-    """Return the members and callbacks of workflows among what ended."""
-    return nodes_of(
-        [
-            (ended.claim.key, ended.claim.workflow_id, ended.claim.role, transition.state, ended.claim.name)
-            for ended, transition in mine
-            if ended.claim.workflow_id is not None and transition.state in FINAL
-        ],
-        vendor.alias,
-    )
+def _nodes(mine: Sequence[tuple[Ended, Transition]]) -> list[tuple[Any, Any, int | None, int, str]]:
+    """Return (key, workflow, role, state, name) of the members and callbacks of workflows among what ended."""
+    return [
+        (ended.claim.key, ended.claim.workflow_id, ended.claim.role, transition.state, ended.claim.name)
+        for ended, transition in mine
+        if ended.claim.workflow_id is not None and transition.state in FINAL
+    ]
 
 
 def _ending(ended: Ended, transition: Transition) -> Ending:

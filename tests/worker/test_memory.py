@@ -19,6 +19,8 @@ NOT_LOADED = {
     "django_taskq.worker.children": "--processes and --executor processes; with it comes multiprocessing",
     "django_taskq.worker.executors.processes": "--executor processes",
     "http.server": "--health-port",
+    "django_taskq.lifecycle.reconcile": "a workflow",
+    "django_taskq.lifecycle.steps": "a task that runs in steps",
     "rich": "the bar of a burst on a terminal",
     "django_taskq.testing": "tests",
 }
