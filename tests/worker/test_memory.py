@@ -46,6 +46,7 @@ def test_a_worker_makes_the_checks_that_are_not_about_pages() -> None:
     assert "database" not in tags
 
 
+@pytest.mark.django_db
 def test_a_failed_check_keeps_a_worker_from_starting() -> None:
     def wrong(**kwargs: object) -> list[checks.CheckMessage]:
         return [checks.Error("of the test", id="test.E001")]
