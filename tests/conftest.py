@@ -2,7 +2,7 @@
 What every test run shares: its database, its skips, and the second database.
 
 A plain ``pytest`` runs on SQLite and then once more, with the same arguments, on
-PostgreSQL. With TASKQ_TEST_DB set it runs on that one only, as tox does.
+PostgreSQL: there only what asks the database. With TASKQ_TEST_DB set it runs on that one only, as tox does.
 """
 
 import os
@@ -23,6 +23,8 @@ hypothesis.settings.register_profile("deep", max_examples=5000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _RUN_BOTH = "TASKQ_TEST_DB" not in os.environ
+_SECOND_RUN = "TASKQ_TEST_SECOND_RUN"
+_IS_SECOND_RUN = _SECOND_RUN in os.environ
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,7 +67,16 @@ def pytest_report_header() -> str:
     return f"database: {databases.vendor()} at {server}, driver {getattr(driver, '__name__', 'unknown')}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _asks_the_database(item: pytest.Item) -> bool:
+    fixtures = {"db", "transactional_db", "live_server"}
+    return item.get_closest_marker("django_db") is not None or bool(fixtures & set(getattr(item, "fixturenames", ())))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _IS_SECOND_RUN:
+        rest = [item for item in items if not _asks_the_database(item)]
+        items[:] = [item for item in items if _asks_the_database(item)]
+        config.hook.pytest_deselected(items=rest)
     for item in items:
         if databases.missing:
             item.add_marker(pytest.mark.skip(reason=databases.missing))
@@ -96,7 +107,8 @@ def _may_go_on(session: pytest.Session) -> bool:
 
 def _run_on_postgresql(config: pytest.Config) -> int:
     command = [sys.executable, "-m", "pytest", *map(str, config.invocation_params.args)]
-    variables = {**databases.forget_parent(dict(os.environ)), "TASKQ_TEST_DB": "postgresql"}
+    # What never asks the database has said all it can say.
+    variables = {**databases.forget_parent(dict(os.environ)), "TASKQ_TEST_DB": "postgresql", _SECOND_RUN: "1"}
     print("\n\nThe same tests again, on PostgreSQL:\n", flush=True)
     return subprocess.run(command, env=variables, cwd=config.invocation_params.dir, check=False).returncode
 
