@@ -9,7 +9,6 @@ import pytest
 
 from django_taskq.domain.states import State
 from django_taskq.models import Attempt, FinishedTask, Task, Worker
-from tests import capabilities
 from tests.capabilities import requires
 from tests.engine import SHORT, WorkerProcess, row_of, state_of, totals, wait_for, worker_process, worker_processes
 from tests.guarantees.tasks import append, note
@@ -125,8 +124,7 @@ def test_what_waited_in_a_stopped_workers_line_is_started_once_by_another(tmp_pa
 def test_eight_workers_start_each_of_many_tasks_once(tmp_path: Path) -> None:
     """S0-156, S1-31, S4-16: eight processes, one file, no id twice."""
     path = tmp_path / "log"
-    # SQLite has one writer at a time; the promise is the same.
-    count = 20_000 if capabilities.has("concurrent_writers") else 6_000
+    count = 20_000
     append.enqueue_many([(str(path), at) for at in range(count)])
 
     with worker_processes(8, threads=2, burst=True, taskq={"LEASE_SECONDS": 60, "HEARTBEAT_SECONDS": 2}) as workers:
