@@ -201,7 +201,7 @@ def test_a_heartbeat_keeps_a_long_task_from_being_delivered_again() -> None:
 
 def test_a_worker_that_was_declared_dead_starts_anew_under_another_id_and_its_outcome_is_refused() -> None:
     """S4-02, S4-17: what it ran is somebody else's by now; what it will run counts."""
-    with running_worker(taskq={"LEASE_SECONDS": 2, "HEARTBEAT_SECONDS": 0.3}, threads=1, duties=False) as worker:
+    with running_worker(taskq={"LEASE_SECONDS": 30, "HEARTBEAT_SECONDS": 0.3}, threads=1, duties=False) as worker:
         first_id = worker.id
         lost = pause.enqueue("lost")
         assert gates["lost runs"].wait(10)
