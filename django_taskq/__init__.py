@@ -53,21 +53,21 @@ from django_taskq.exceptions import (
 
 # Bound here and now: the submodule of that name would else take its place.
 from django_taskq.task import Signature, Task, task
-from django_taskq.workflows import (
-    batch,
-    chain,
-    find_batch,
-    find_chain,
-    find_workflow,
-    previous,
-    prune_workflows,
-    result_of,
-    workflow,
-)
 
 if TYPE_CHECKING:
     from django_taskq.lifecycle.handles import WorkflowHandle
     from django_taskq.lifecycle.results import TaskContext, TaskResult
+    from django_taskq.workflows import (
+        batch,
+        chain,
+        find_batch,
+        find_chain,
+        find_workflow,
+        previous,
+        prune_workflows,
+        result_of,
+        workflow,
+    )
 
 __version__ = "0.1.0"
 
@@ -125,7 +125,25 @@ __all__ = [
 ]
 
 
+# Loaded by those who use them: a worker that has none keeps less in memory.
+_OF_WORKFLOWS = (
+    "batch",
+    "chain",
+    "find_batch",
+    "find_chain",
+    "find_workflow",
+    "previous",
+    "prune_workflows",
+    "result_of",
+    "workflow",
+)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _OF_WORKFLOWS:
+        from django_taskq import workflows
+
+        return getattr(workflows, name)
     # Needs the models, which are not there while INSTALLED_APPS is being imported.
     if name in ("TaskContext", "TaskResult"):
         from django_taskq.lifecycle import results

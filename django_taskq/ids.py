@@ -26,7 +26,7 @@ _RANDOM = (1 << 62) - 1
 class TaskIds:
     """Makes ids; one per process, safe between threads and after a fork."""
 
-    _POOL = 512  # random words fetched with one system call
+    _POOL = 64  # random words fetched with one system call
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

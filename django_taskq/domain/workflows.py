@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from django_taskq.domain.states import State
+from django_taskq.domain.values import lean
 from django_taskq.exceptions import InvalidWorkflow
 
 __all__ = [
@@ -67,6 +68,7 @@ class Role(IntEnum):
     PROGRESS = 5
 
 
+@lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """The nodes of a workflow by how they stand; ``open`` are those that have not ended."""

@@ -14,12 +14,13 @@ from datetime import datetime
 from django_taskq import conf, events
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import WorkflowState
-from django_taskq.lifecycle.prune_workflows import CHUNK, prune_workflows
+from django_taskq.models import Workflow
 from django_taskq.store import retention
 from django_taskq.store.vendors import vendor_for
 
 __all__ = ["prune", "run_once"]
 
+CHUNK = 5000
 # One round of the duty stops here, so that the other duties have their turn.
 MOST = 100_000
 
@@ -54,6 +55,11 @@ def run_once(alias: str, options: conf.Options, now: datetime) -> int:
 
 def _prune_workflows(alias: str, options: conf.Options, now: datetime) -> int:
     """Delete workflows with all that belongs to them, by the retention of what their ends are like."""
+    if not Workflow.objects.using(alias).filter(finished_at__isnull=False).exists():
+        return 0
+    # Loaded by those who have workflows.
+    from django_taskq.lifecycle.prune_workflows import prune_workflows
+
     kept = options.retention
     dead_before = None if kept.dead is None else now - kept.dead
     count = 0

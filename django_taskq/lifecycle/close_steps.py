@@ -17,7 +17,6 @@ from django_taskq.domain import lease as leases
 from django_taskq.domain.outcomes import MAX_LINE, ErrorInfo, Interrupted
 from django_taskq.domain.states import State, StepState
 from django_taskq.domain.transitions import Transition, may_leave_step, step_after
-from django_taskq.store import steps as store
 from django_taskq.store.vendors.base import Vendor
 
 if TYPE_CHECKING:
@@ -39,7 +38,11 @@ def close_steps(
         for ended, transition in decided
         if ended.left_step or (transition.state != State.SUCCEEDED and may_leave_step(ended.outcome, transition.state))
     }
-    unfinished = store.open_steps(vendor, looked) if looked else {}
+    if not looked:
+        return decided
+    from django_taskq.store import steps as store
+
+    unfinished = store.open_steps(vendor, looked)
     if not unfinished:
         return decided
     named: list[tuple[Ended, Transition]] = []

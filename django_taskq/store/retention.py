@@ -10,7 +10,6 @@ from django.db.models import Exists, Model, OuterRef, Q
 
 from django_taskq.domain.states import State
 from django_taskq.models import AuditEntry, Dependency, FinishedTask, Snapshot, Stat, Task, Worker, Workflow
-from django_taskq.store import workflows
 from django_taskq.store.vendors import vendor_for
 
 __all__ = ["delete_old", "delete_workflow", "old_workflows"]
@@ -59,6 +58,8 @@ def delete_workflow(alias: str, key: uuid.UUID, *, limit: int, dead_before: date
     or stays since something in it lives. Dead letters younger than ``dead_before`` stay, without their
     workflow; None keeps them all.
     """
+    from django_taskq.store import workflows
+
     vendor = vendor_for(alias)
     tree = [key]
     for at in tree:

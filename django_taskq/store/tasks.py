@@ -11,7 +11,6 @@ from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.models import Attempt, AuditEntry, FinishedTask, Progress, Task
 from django_taskq.models.tasks import TaskRow
-from django_taskq.store import steps
 from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CARRIED
 
@@ -102,6 +101,8 @@ def end_waiting(
             FinishedTask.objects.using(alias).bulk_create(rows)
             Task.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
             if state == State.CANCELLED:
+                from django_taskq.store import steps
+
                 steps.cancel(alias, [row.pk for row in rows], now=now)
             return rows
 
@@ -161,6 +162,8 @@ def bring_back(
 
     Ready, or with ``waits`` waiting for so many others. ``from_start`` forgets their steps.
     """
+    from django_taskq.store import steps
+
     rows = [_live_again(row, attempts, now) for row in ended]
     for row in rows:
         if waits is not None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
@@ -23,8 +23,11 @@ from django_taskq.domain.values import lean
 from django_taskq.lifecycle.claim import parse_queues
 from django_taskq.lifecycle.enqueue import database_for
 from django_taskq.store.vendors import vendor_for
-from django_taskq.worker import console, health, memory, supervisor
+from django_taskq.worker import console, health, memory, single
 from django_taskq.worker.loop import Plan, Worker, in_own_thread
+
+if TYPE_CHECKING:
+    from django_taskq.worker.supervisor import Supervisor
 
 __all__ = ["DESCRIPTION", "EPILOG", "OPTIONS", "Option", "add_arguments", "plan_of", "run"]
 
@@ -220,10 +223,14 @@ def run(options: Mapping[str, Any]) -> int:
                 raise CommandError(f"--health-port {plan.worker.health_port} cannot be used: {error}") from error
         try:
             if plan.worker.reload:
+                from django_taskq.worker import supervisor
+
                 return supervisor.run_reloading(plan, watch=seen.look_at_worker)
             if plan.worker.processes > 1:
+                from django_taskq.worker import supervisor
+
                 return supervisor.run_many(plan, verbosity=verbosity, bar=bar, watch=seen.look_at_supervisor)
-            return supervisor.run_here(plan, bar=bar, watch=seen.look_at_worker)
+            return single.run_here(plan, bar=bar, watch=seen.look_at_worker)
         except (DatabaseError, InterfaceError) as error:
             # Of the start: a running worker survives them. Most often the tables are not there yet.
             raise CommandError(f"{error}\nIs the database migrated? Run: manage.py migrate django_taskq") from error
@@ -231,7 +238,11 @@ def run(options: Mapping[str, Any]) -> int:
 
 def _is_reloader(plan: Plan) -> bool:
     """Return whether this process only watches over the one that works, which shall have the port."""
-    return plan.worker.reload and not supervisor.is_reloaded()
+    if not plan.worker.reload:
+        return False
+    from django_taskq.worker import supervisor
+
+    return not supervisor.is_reloaded()
 
 
 class _Seen:
@@ -241,9 +252,9 @@ class _Seen:
         self.report: health.Report = list
 
     def look_at_worker(self, worker: Worker) -> None:
-        self.report = lambda: [supervisor.status_of(worker)]
+        self.report = lambda: [single.status_of(worker)]
 
-    def look_at_supervisor(self, found: supervisor.Supervisor) -> None:
+    def look_at_supervisor(self, found: Supervisor) -> None:
         self.report = found.status
 
 

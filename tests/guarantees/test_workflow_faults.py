@@ -101,7 +101,7 @@ WRITES = [
     (type(vendor_for(ALIAS)), "finish"),
     (type(vendor_for(ALIAS)), "add_stats"),
     (type(vendor_for(ALIAS)), "record_attempts"),
-    (settling, "advance"),
+    (advance, "advance"),
     (store, "lock"),
     (store, "innermost"),
     (store, "followers"),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from django.core.management import CommandError, call_command
 
-from django_taskq.worker import health, supervisor
+from django_taskq.worker import health, single
 from tests.worker import tasks
 from tests.worker.running import eventually, make_worker, running, worker_process
 
@@ -25,7 +25,7 @@ def _get(port: int, path: str) -> tuple[int, dict]:
 
 @contextmanager
 def _serving(worker, problem: str = ""):
-    report = lambda: [supervisor.status_of(worker)]  # noqa: E731
+    report = lambda: [single.status_of(worker)]  # noqa: E731
     with health.serving("127.0.0.1", 0, report, lease_seconds=3, database=lambda: problem) as port:
         yield port
 
@@ -46,7 +46,7 @@ def test_a_running_worker_is_live_and_ready_and_says_what_it_does() -> None:
 
 def test_a_worker_without_a_fresh_heartbeat_is_live_but_not_ready() -> None:
     with running() as worker, _serving(worker) as port:
-        status = {**supervisor.status_of(worker), "heartbeat_age": 4.0}
+        status = {**single.status_of(worker), "heartbeat_age": 4.0}
         assert "longer than its lease" in health.judge(status, lease_seconds=3)[0]
         worker.stop()
         worker.join(20)

@@ -18,6 +18,7 @@ NOT_LOADED = {
     "django.views.csrf": "a security check of the web server's settings",
     "django_taskq.worker.children": "--processes and --executor processes; with it comes multiprocessing",
     "django_taskq.worker.executors.processes": "--executor processes",
+    "django_taskq.worker.supervisor": "--processes and --reload",
     "http.server": "--health-port",
     "django_taskq.lifecycle.reconcile": "a workflow",
     "django_taskq.lifecycle.steps": "a task that runs in steps",
