@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import math
 import threading
-import unicodedata
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -121,10 +120,17 @@ def _check_moment(field: str, value: object) -> None:
         raise InvalidOptions(f"{field} must be a moment of the years 1000 to 9999", field=field, code="range")
 
 
+def _is_control(character: str) -> bool:
+    """Return whether a character is a control character or half of a surrogate pair."""
+    # Not by unicodedata, whose tables would be loaded for this alone.
+    number = ord(character)
+    return number < 32 or 127 <= number < 160 or 0xD800 <= number <= 0xDFFF
+
+
 def _check_name(field: str, value: object, most: int) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= most:
         raise InvalidOptions(f"{field} must have 1 to {most} characters, got {value!r}", field=field, code="length")
-    if value != value.strip() or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+    if value != value.strip() or any(map(_is_control, value)):
         raise InvalidOptions(
             f"{field} must neither begin nor end with a space, nor hold control characters, got {value!r}",
             field=field,
