@@ -20,7 +20,7 @@ from tests.app.models import Effect
 from tests.worker import tasks
 from tests.worker.running import ROOT, children_of, eventually, run_worker, worker_command, worker_process
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.any_database, pytest.mark.django_db(transaction=True)]
 
 
 def _began(key: str) -> int:
