@@ -59,7 +59,7 @@ def account(warehouse_log: Path) -> list[Row]:
         Row(what="pictures resized", found=_small_pictures(), expected=5),
         Row(what="the nightly batch", found=_batch("nightly work"), expected="completed, 0 of 2 failed"),
         Row(
-            what="the batch of pictures in it",
+            what="its batch of pictures",
             found=_batch("pictures of the catalogue"),
             expected="completed, 1 of 6 failed",
         ),
