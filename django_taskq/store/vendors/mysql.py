@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from typing import Any
 
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, transaction
 from django.utils import timezone
 
 from django_taskq import clock
@@ -68,6 +69,11 @@ _INSERT = (
 _ROW = f"({', '.join(['%s'] * 18)}, 0, 0, 0)"
 
 
+# How long a transaction of the worker's own threads may stand still before the server ends it.
+_IDLE_SECONDS = 10
+_OWN_THREADS = frozenset({"taskq-claimer", "taskq-flusher", "taskq-heartbeat", "taskq-duties"})
+
+
 class MySQL(Vendor):
     """MariaDB 10.6 and newer, MySQL 8.0.11 and newer."""
 
@@ -116,6 +122,31 @@ class MySQL(Vendor):
                 other.close()
 
         return kill
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        self._limit_idle()
+        with transaction.atomic(using=self.alias):
+            yield
+
+    def _limit_idle(self) -> None:
+        """
+        Let MariaDB end a transaction of the worker's own threads that stands still, because its process was suspended.
+
+        It is a setting of the session: only where the session runs nothing but our statements.
+        """
+        connection: Any = self.connection
+        if threading.current_thread().name not in _OWN_THREADS or connection.in_atomic_block:
+            return
+        if not getattr(connection, "mysql_is_mariadb", False):
+            return
+        connection.ensure_connection()
+        raw = connection.connection
+        if getattr(raw, "taskq_idle_limited", False):
+            return
+        with connection.cursor() as cursor:
+            cursor.execute("SET SESSION idle_write_transaction_timeout = %s", [_IDLE_SECONDS])
+        raw.taskq_idle_limited = True
 
     @contextmanager
     def statement_limit(self, seconds: float) -> Iterator[None]:
