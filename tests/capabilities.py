@@ -28,7 +28,7 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     # Writers exclude each other: while one holds the file, all others wait.
     "one_writer": frozenset({"sqlite"}),
     # The server ends a transaction whose process stands still.
-    "idle_limit": frozenset({"postgresql"}),
+    "idle_limit": frozenset({"postgresql", "mysql"}),
     # A server of the test's own can be crashed and started again: PostgreSQL comes as a wheel, MariaDB has to be here.
     "crash_restart": frozenset({"postgresql", "mysql"}),
     # The database says how many pages a statement read.
