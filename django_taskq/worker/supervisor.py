@@ -1,9 +1,8 @@
 """
-Keeps workers running and hears the operating system's signals: the only place that does.
+Keeps several workers running, or one that begins anew when its code changes.
 
-First SIGTERM or SIGINT: finish what runs, within the grace time. Second: hand
-it back at once. A third changes nothing. With one process the worker runs
-here; with more each runs in a child, which is replaced when it ends, and told
+One worker alone is the business of ``single``, where signals are heard and what they mean stands.
+Here each worker runs in a child, which is replaced when it ends, and told
 over a pipe what to do. A child ignores SIGINT, and takes SIGTERM as a request
 to finish: a terminal or systemd may send either to all processes at once, and that
 must not count twice. A child whose parent dies reads the end of the pipe and finishes.
