@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 
 from django_taskq import clock, conf
-from django_taskq.api import EnqueuedTasks
 from django_taskq.compat import (
     BaseTaskBackend,
     Contract,
@@ -32,6 +31,7 @@ from django_taskq.exceptions import InvalidOptions, UnsupportedCapability
 from django_taskq.task import NAME_LENGTH, QUEUE_LENGTH, Task, task_class_of
 
 if TYPE_CHECKING:
+    from django_taskq.api import EnqueuedTasks
     from django_taskq.lifecycle.enqueue import Withdrawal
 
 __all__ = ["DatabaseBackend", "ImmediateBackend", "NullBackend", "implicit_backend"]
@@ -117,9 +117,10 @@ class DatabaseBackend(_Validated):
 
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """
-        Store the task and return its result, READY.
+        Store the task and return its result, READY; FAILED and with the state "dropped" where its full queue drops.
 
-        Raise InvalidTask, InvalidPayload, PayloadTooLarge or InvalidOptions before the database is asked.
+        Raise InvalidTask, InvalidPayload, PayloadTooLarge or InvalidOptions before the database is asked,
+        EnqueuePaused or QueueFull before anything is stored.
         """
         return self._enqueue(task, args, kwargs, None)
 
@@ -140,6 +141,12 @@ class DatabaseBackend(_Validated):
         from django_taskq.lifecycle.enqueue import public_id
         from django_taskq.lifecycle.results import new_result
 
+        if stored.found:
+            from django_taskq.lifecycle.deduplicate import result_of
+
+            return result_of(task, args, dict(kwargs), stored.found[0], stored=stored, backend=self.alias)
+        if stored.calls is not None:
+            task, args, kwargs = stored.calls[0]
         return new_result(
             task,
             public_id(stored.ids[0]),
@@ -148,10 +155,12 @@ class DatabaseBackend(_Validated):
             backend=self.alias,
             enqueued_at=stored.created_at,
             state=stored.state,
+            dropped=stored.dropped,
         )
 
-    def enqueue_many(self, task: Any, calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> EnqueuedTasks:
+    def enqueue_many(self, task: Any, calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> EnqueuedTasks[Any]:
         """Store one task per (args, kwargs), all or none."""
+        from django_taskq.api import EnqueuedTasks
         from django_taskq.lifecycle import enqueue as lifecycle
 
         stored = lifecycle.enqueue_many(
@@ -187,7 +196,7 @@ class DatabaseBackend(_Validated):
     def get_result(self, result_id: str) -> Any:
         """Return a task's result, live or finished. Raise TaskResultDoesNotExist for unknown and malformed ids."""
         from django_taskq.lifecycle import definitions
-        from django_taskq.lifecycle.enqueue import database_for
+        from django_taskq.lifecycle.databases import database_for
         from django_taskq.lifecycle.results import result_of_row
         from django_taskq.store import tasks as store
 
@@ -229,11 +238,20 @@ def _as_enqueued(task: Any, row: Any, alias: str) -> Any:
         return task
 
 
+def _check_keys(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise what the database backend would raise for a call that makes no key."""
+    if getattr(task, "unique", None) or getattr(task, "idempotency_key", None) is not None:
+        from django_taskq.lifecycle import deduplicate, definitions
+
+        deduplicate.check_call(task, definitions.stored_name(task), args, kwargs)
+
+
 class ImmediateBackend(_Validated):
     """
     Runs each task at once, in the calling thread; arguments and result go through JSON as in the database.
 
-    No retries, no delays: ``run_after`` is refused. For development and tests.
+    No retries, no delays: ``run_after`` is refused. For development and tests. A unique task runs each
+    time: when it returns nothing of it is left that another could be a duplicate of.
     """
 
     supports_async_task = True
@@ -245,9 +263,12 @@ class ImmediateBackend(_Validated):
         from django_taskq.domain import payload
         from django_taskq.ids import uuid7
         from django_taskq.lifecycle import execute
+        from django_taskq.lifecycle.enqueue import arranged
         from django_taskq.lifecycle.results import new_result
 
         self.validate_task(task)
+        task, args, kwargs = arranged(task, tuple(args), kwargs, conf.options())
+        _check_keys(task, args, kwargs)
         limit = conf.options().max_payload_bytes
         text = payload.encode_arguments(tuple(args), kwargs, limit=limit)
         plain_args, plain_kwargs = payload.decode_arguments(text)
@@ -274,9 +295,12 @@ class NullBackend(_Validated):
         """Return a READY result of a task that will never run."""
         from django_taskq.domain import payload
         from django_taskq.ids import uuid7
+        from django_taskq.lifecycle.enqueue import arranged
         from django_taskq.lifecycle.results import new_result
 
         self.validate_task(task)
+        task, args, kwargs = arranged(task, tuple(args), kwargs, conf.options())
+        _check_keys(task, args, kwargs)
         text = payload.encode_arguments(tuple(args), kwargs, limit=conf.options().max_payload_bytes)
         plain_args, plain_kwargs = payload.decode_arguments(text)
         result = new_result(task, str(uuid7()), plain_args, plain_kwargs, backend=self.alias, enqueued_at=clock.now())

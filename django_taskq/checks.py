@@ -13,7 +13,18 @@ from django.core.management import get_commands
 
 from django_taskq import conf
 
-__all__ = ["check_command", "check_contract", "check_database", "check_metrics", "check_settings", "check_time_zones"]
+__all__ = [
+    "check_annotations",
+    "check_command",
+    "check_contract",
+    "check_database",
+    "check_limits",
+    "check_metrics",
+    "check_middleware",
+    "check_schedules",
+    "check_settings",
+    "check_time_zones",
+]
 
 TAG = "django_taskq"
 
@@ -74,6 +85,30 @@ def check_command(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any)
 
 
 @checks.register(TAG)
+def check_limits(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Tell where definitions share the key of a limit, but not its bound."""
+    from django_taskq.lifecycle import definitions
+
+    said: dict[tuple[Any, str], tuple[Any, str]] = {}
+    found: list[CheckMessage] = []
+    for name, task in sorted(definitions.known().items()):
+        for limit in getattr(task, "limits", None) or ():
+            # What a callable returns, nobody knows before it is called.
+            if not isinstance(limit.key, str):
+                continue
+            first, where = said.setdefault((type(limit), limit.key), (limit, name))
+            if first != limit:
+                found.append(
+                    checks.Warning(
+                        f"{where} and {name} share the limit {limit.key!r}, but say {first!r} and {limit!r}",
+                        hint="Say the same bound in both, or give one of them a key of its own.",
+                        id="taskq.W006",
+                    )
+                )
+    return found
+
+
+@checks.register(TAG)
 def check_metrics(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Ask for the library where metrics are wanted."""
     if not conf.wants_metrics() or find_spec("prometheus_client") is not None:
@@ -88,11 +123,69 @@ def check_metrics(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any)
 
 
 @checks.register(TAG)
+def check_schedules(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Report schedules that could not be told apart, or whose task or time zone no worker would find."""
+    from django_taskq.exceptions import InvalidOptions
+    from django_taskq.lifecycle import declarations, definitions
+
+    found: list[CheckMessage] = [
+        checks.Error(
+            f"Two schedules are called {name!r}: one of {paths[0]} and one of {paths[1]}; only the first would run",
+            hint="Give each a name of its own: @schedule(name=...).",
+            obj=name,
+            id="taskq.E005",
+        )
+        for name, paths in declarations.conflicts().items()
+    ]
+    for name, made in declarations.declared().items():
+        # Loaded by those who have schedules.
+        from django_taskq.domain.schedules import check_zone
+
+        stored = definitions.stored_name(made.definition)
+        if definitions.find(stored) is None:
+            found.append(
+                checks.Error(
+                    f"Schedule {name!r} is for the task {stored!r}, which leads to no task",
+                    hint="Define the task at the top level of a module that can be imported.",
+                    obj=name,
+                    id="taskq.E006",
+                )
+            )
+        try:
+            check_zone(made.rule.timezone)
+        except InvalidOptions as error:
+            found.append(checks.Error(f"Schedule {name!r}: {error}", obj=name, id="taskq.E007"))
+    return found
+
+
+@checks.register(TAG)
+def check_middleware(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Import every middleware, and look whether it fits the tasks that are known here."""
+    if conf.problems():
+        return []
+    from django_taskq.lifecycle.fit import unfit_middleware
+
+    hint = "docs/howto/use-middleware.md tells what may stand around which function."
+    return [checks.Error(message, hint=hint, id="taskq.E008") for message in unfit_middleware()]
+
+
+@checks.register(TAG)
+def check_annotations(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Look whether arguments can be validated by their annotations where tasks ask for it."""
+    if conf.problems():
+        return []
+    from django_taskq.lifecycle.fit import unfit_annotations
+
+    hint = "docs/howto/type-your-tasks.md lists what can be."
+    return [checks.Error(message, hint=hint, id="taskq.E009") for message in unfit_annotations()]
+
+
+@checks.register(TAG)
 def check_database(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Look at the database that each alias stores its tasks in."""
     from django.db import connections
 
-    from django_taskq.lifecycle.enqueue import database_for
+    from django_taskq.lifecycle.databases import database_for
 
     if conf.problems():
         return []

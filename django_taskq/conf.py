@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -41,6 +41,7 @@ __all__ = [
     "problems",
     "settings_module",
     "task_settings",
+    "time_zone",
     "uses_time_zones",
     "wants_metrics",
     "worker_option",
@@ -61,6 +62,7 @@ class Retention:
     snapshots: timedelta | None = timedelta(days=7)
     workers: timedelta | None = timedelta(days=1)
     audit: timedelta | None = None
+    ticks: timedelta | None = timedelta(days=35)
 
 
 @lean
@@ -99,6 +101,12 @@ class QueueOptions:
     max_time: timedelta | None = None
     expires: timedelta | None = None
     keep_result: timedelta | None = None
+    concurrency: Any = None
+    rate: Any = None
+    age_step: timedelta | None = None
+    max_ready: int | None = None
+    full_policy: str = "raise"
+    reject_when_paused: bool = False
 
 
 @lean
@@ -115,15 +123,21 @@ class Options:
     ack: Ack = Ack.LATE
     keep_result: timedelta | None = None
     enqueue_on_commit: bool = False
+    idempotency_for: timedelta = timedelta(days=1)
     max_payload_bytes: int = 1024 * 1024
     max_result_bytes: int = 1024 * 1024
     crash_exceptions: tuple[str, ...] = ()
     lease_seconds: int = 30
     heartbeat_seconds: float = 5.0
     unknown_task_grace: timedelta = timedelta(hours=1)
+    concurrency: Any = None
+    rate: Any = None
     notify: bool = True
     metrics: bool | None = None
     capture: tuple[str, ...] = ("language", "timezone")
+    middleware: tuple[str, ...] = ()
+    enqueue_middleware: tuple[str, ...] = ()
+    validate: Literal["signature"] | bool = False
     queues: Mapping[str, QueueOptions] = field(default_factory=dict)
     retention: Retention = field(default_factory=Retention)
     worker: WorkerOptions = field(default_factory=WorkerOptions)
@@ -199,6 +213,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _full_policy(value: Any) -> str:
+    if value not in ("raise", "block", "drop"):
+        raise ValueError(f"must be 'raise', 'block' or 'drop', got {value!r}")
+    return str(value)
+
+
 def _queue_list(value: Any) -> str:
     return value if isinstance(value, str) else ",".join(_text(item) for item in value)
 
@@ -227,12 +247,46 @@ def _backoff(value: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
+def _concurrency(value: Any) -> Any:
+    """Return how many tasks may run at once: a whole number, or Concurrency without a key."""
+    # Loaded by those who set a limit.
+    from django_taskq.domain.limits import Concurrency
+
+    return _without_key(value if isinstance(value, Concurrency) else _limit(Concurrency, value))
+
+
+def _rate(value: Any) -> Any:
+    """Return how often tasks may start: "100/m", or Rate without a key."""
+    from django_taskq.domain.limits import Rate
+
+    return _without_key(value if isinstance(value, Rate) else _limit(Rate, value))
+
+
+def _limit(kind: Any, value: Any) -> Any:
+    try:
+        return kind(value)
+    except InvalidOptions as error:
+        raise ValueError(f"is not a limit: {error}") from error
+
+
+def _without_key(limit: Any) -> Any:
+    if limit.key is not None:
+        raise ValueError(f"must have no key, for it counts all tasks there are; got {limit!r}")
+    return limit
+
+
 def _executor(value: Any) -> str:
     if value not in ("threads", "processes", "asyncio", "inline") and "." not in _text(value):
         raise ValueError(
             f"must be 'threads', 'processes', 'asyncio', 'inline' or the dotted path of an Executor, got {value!r}"
         )
     return str(value)
+
+
+def _validate(value: Any) -> Any:
+    if value not in (True, False, "signature") or (isinstance(value, int) and not isinstance(value, bool)):
+        raise ValueError(f"must be True, False or 'signature', got {value!r}")
+    return value
 
 
 def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -269,6 +323,12 @@ _QUEUE: dict[str, Callable[[Any], Any]] = {
     "max_time": _optional(_span_above_zero),
     "expires": _optional(_span_above_zero),
     "keep_result": _optional(_span),
+    "concurrency": _optional(_concurrency),
+    "rate": _optional(_rate),
+    "age_step": _optional(_span_above_zero),
+    "max_ready": _optional(_whole(1, 1_000_000)),
+    "full_policy": _full_policy,
+    "reject_when_paused": _flag,
 }
 
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
@@ -281,15 +341,21 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "ack": _ack,
     "keep_result": _optional(_span),
     "enqueue_on_commit": _flag,
+    "idempotency_for": _span_above_zero,
     "max_payload_bytes": _whole(32),
     "max_result_bytes": _whole(32),
     "crash_exceptions": _paths,
     "lease_seconds": _whole(2, 86400),
     "heartbeat_seconds": _number(0.1, 3600),
     "unknown_task_grace": _span,
+    "concurrency": _optional(_concurrency),
+    "rate": _optional(_rate),
     "notify": _flag,
     "metrics": _optional(_flag),
     "capture": _paths,
+    "middleware": _paths,
+    "enqueue_middleware": _paths,
+    "validate": _validate,
 }
 
 
@@ -469,6 +535,11 @@ def is_debug() -> bool:
 def language() -> str:
     """Return the language that is active where nobody chose one."""
     return str(settings.LANGUAGE_CODE)
+
+
+def time_zone() -> str:
+    """Return the name of the project's own time zone."""
+    return str(settings.TIME_ZONE)
 
 
 def uses_time_zones() -> bool:

@@ -29,11 +29,20 @@ __all__ = [
     "AttemptsSettled",
     "CallbackDead",
     "CallbackEnqueued",
+    "EnqueueDeduplicated",
+    "EnqueueDropped",
     "EnqueueRejected",
     "Event",
+    "EverythingPaused",
+    "EverythingResumed",
+    "LimitChanged",
     "QueuePaused",
     "QueueResumed",
     "ResultsDropped",
+    "ScheduleEvent",
+    "ScheduleFailed",
+    "ScheduleSkipped",
+    "ScheduleTicked",
     "SettlementRefused",
     "StepEvent",
     "StepFailed",
@@ -49,9 +58,12 @@ __all__ = [
     "TaskReplayed",
     "TaskRescued",
     "TaskRetried",
+    "TaskSkipped",
     "TaskSnoozed",
     "TaskStarted",
     "TaskSucceeded",
+    "TaskTypePaused",
+    "TaskTypeResumed",
     "TasksClaimed",
     "TasksPruned",
     "TasksStored",
@@ -143,6 +155,14 @@ class TaskRetried(TaskEvent):
     """The task will run again, not before ``run_after``."""
 
     run_after: datetime | None
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSkipped(TaskEvent):
+    """The task had nothing to do, and succeeded without a result. Follows TaskSucceeded."""
+
+    reason: str
 
 
 @lean
@@ -255,6 +275,31 @@ class EnqueueRejected(Event):
     task: str
     queue: str
     error: BaseException = field(compare=False)
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueDeduplicated(TaskEvent):
+    """
+    An enqueue stored no task: one with the same key was there. ``task_id`` is that one's.
+
+    ``how`` is "returned", "replaced" or "rescheduled"; ``key`` is the key as it is stored.
+    """
+
+    key: str
+    how: str
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueDropped(Event):
+    """``count`` tasks were not stored, since their queue was full and its FULL_POLICY is "drop"."""
+
+    task: str
+    queue: str
+    count: int
+    depth: int
+    bound: int
 
 
 @lean
@@ -379,15 +424,107 @@ class QueuePaused(Event):
     queue: str
     actor: str
     reason: str = ""
+    until: datetime | None = None
 
 
 @lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueResumed(Event):
-    """Workers claim from a queue again."""
+    """Workers claim from a queue again. ``actor`` is "its end" where the time of the pause was over."""
 
     queue: str
     actor: str
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitChanged(Event):
+    """An operator set a limit's bound, or reset it to the code's: then ``amount`` is None."""
+
+    limit: str
+    kind: str
+    amount: int | None
+    per_seconds: float | None
+    burst: int | None
+    until: datetime | None
+    actor: str
+    reason: str = ""
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTypePaused(Event):
+    """Workers stop running tasks of one type."""
+
+    task: str
+    actor: str
+    reason: str = ""
+    until: datetime | None = None
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleEvent(Event):
+    """An event of one schedule. ``schedule`` is its name, ``at`` the tick, ``since`` the first it stands for."""
+
+    schedule: str
+    task: str
+    at: datetime
+    since: datetime | None = None
+    alias: str = "default"
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTypeResumed(Event):
+    """Workers run tasks of a type again. ``actor`` is "its end" where the time of the pause was over."""
+
+    task: str
+    actor: str
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleTicked(ScheduleEvent):
+    """A schedule made a task. ``manual``: an operator ran it, so that ``at`` is no tick of its rule."""
+
+    task_id: str
+    manual: bool = False
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EverythingPaused(Event):
+    """Workers stop claiming."""
+
+    actor: str
+    reason: str = ""
+    until: datetime | None = None
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSkipped(ScheduleEvent):
+    """A schedule made no task for a tick. ``why``: "overlap", "paused", "missed", or "skipped" on request."""
+
+    why: str
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EverythingResumed(Event):
+    """Workers claim again. ``actor`` is "its end" where the time of the pause was over."""
+
+    actor: str
+
+
+@lean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleFailed(ScheduleEvent):
+    """A schedule could not make its task. The tick is not lost: it is tried again, not before ``again_at``."""
+
+    error: BaseException = field(compare=False)
+    again_at: datetime
 
 
 @lean
@@ -444,6 +581,7 @@ _SIGNALS: dict[type[Event], Signal] = {
     TaskFailed: signals.task_failed,
     TaskRetried: signals.task_retried,
     TaskSnoozed: signals.task_snoozed,
+    TaskSkipped: signals.task_skipped,
     TaskInterrupted: signals.task_interrupted,
     TaskRescued: signals.task_rescued,
     TaskDead: signals.task_dead,
@@ -455,11 +593,21 @@ _SIGNALS: dict[type[Event], Signal] = {
     StepFailed: signals.step_failed,
     SettlementRefused: signals.settlement_refused,
     EnqueueRejected: signals.enqueue_rejected,
+    EnqueueDeduplicated: signals.enqueue_deduplicated,
+    EnqueueDropped: signals.enqueue_dropped,
     WorkerStarted: signals.worker_started,
     WorkerStopped: signals.worker_stopped,
     WorkerLost: signals.worker_lost,
+    LimitChanged: signals.limit_changed,
     QueuePaused: signals.queue_paused,
     QueueResumed: signals.queue_resumed,
+    TaskTypePaused: signals.task_type_paused,
+    TaskTypeResumed: signals.task_type_resumed,
+    EverythingPaused: signals.everything_paused,
+    EverythingResumed: signals.everything_resumed,
+    ScheduleTicked: signals.schedule_ticked,
+    ScheduleSkipped: signals.schedule_skipped,
+    ScheduleFailed: signals.schedule_failed,
     TasksPruned: signals.tasks_pruned,
     WorkflowStarted: signals.workflow_started,
     WorkflowAdvanced: signals.workflow_advanced,

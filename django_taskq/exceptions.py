@@ -4,15 +4,24 @@ Every error django_taskq raises.
 TaskqError
 ├── InvalidOptions (ValueError)      an option's value is outside its rule
 ├── InvalidPayload (TypeError, ValueError)  arguments or a result that JSON cannot hold
-│   └── PayloadTooLarge
+│   ├── PayloadTooLarge
+│   └── InvalidArguments             arguments that do not fit the task function's signature or annotations
 ├── TaskNotFound (LookupError)       no task has this id
+├── LimitNotFound (LookupError)      no task has a limit of this name
 ├── InvalidWorkflow (ValueError)     a chain, batch or workflow that cannot be
 ├── WorkflowNotFound (LookupError)   no chain, batch or workflow has this id
+├── ScheduleNotFound (LookupError)   no schedule has this name
+├── ScheduleRefused                  a schedule does not allow that: declared in code, run a moment ago
 ├── WorkflowEnded                    nothing can be added to it any more
 ├── ResultNotReady (ValueError)      the task has not ended successfully (yet)
 ├── WaitTimeout (TimeoutError)       the task did not end within the time given
 ├── EnqueueCancelled                 the caller gave up before the task was accepted
 ├── EnqueueTimeout (TimeoutError)    the database did not accept the task in time
+├── DuplicateTask                    another task holds the unique key
+├── IdempotencyConflict              the idempotency key was used for another call
+├── EnqueueRefused                   there is a rule against new tasks just now; nothing was stored
+│   ├── EnqueuePaused                a pause that refuses new tasks
+│   └── QueueFull                    as many tasks are ready as MAX_READY allows
 ├── UnknownTask (LookupError)        no task definition has this name
 ├── InvalidCursor (ValueError)       no page of this order gave that cursor
 ├── InvalidTransition                the state machine has no such move
@@ -29,6 +38,7 @@ Steering (Exception)
 ├── Retry        again later, this attempt counts
 ├── Snooze       again later, this attempt does not count
 ├── GiveUp       dead at once, kept for a human
+├── Skip         nothing to do: succeeded, without a result
 └── Cancel       cancelled
 TaskCancelled (Cancel)        raised by context.raise_if_cancelled()
 TaskTimeout (TimeoutError)    the attempt's time is over; retried
@@ -37,15 +47,20 @@ BudgetExceeded (TimeoutError) the task's whole time is over; dead
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 __all__ = [
     "BudgetExceeded",
     "Cancel",
+    "DuplicateTask",
     "EnqueueCancelled",
+    "EnqueuePaused",
+    "EnqueueRefused",
     "EnqueueTimeout",
     "GiveUp",
+    "IdempotencyConflict",
+    "InvalidArguments",
     "InvalidCursor",
     "InvalidOptions",
     "InvalidPayload",
@@ -53,10 +68,15 @@ __all__ = [
     "InvalidTransition",
     "InvalidWorkflow",
     "LeaseLost",
+    "LimitNotFound",
     "PayloadTooLarge",
+    "QueueFull",
     "ResultNotReady",
     "Retry",
+    "ScheduleNotFound",
+    "ScheduleRefused",
     "ShutdownTimeout",
+    "Skip",
     "Snooze",
     "Steering",
     "StoreUnavailable",
@@ -98,8 +118,25 @@ class PayloadTooLarge(InvalidPayload):
     """The JSON text is longer than MAX_PAYLOAD_BYTES or MAX_RESULT_BYTES allows."""
 
 
+class InvalidArguments(InvalidPayload):
+    """
+    Arguments that do not fit the signature or the annotations of the task function, where ``validate`` asks for it.
+
+    ``path`` says where, as in ``argument order.lines[2].price``; ``rule`` what has to be there.
+    """
+
+    def __init__(self, message: str, *, path: str = "", rule: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.rule = rule
+
+
 class TaskNotFound(TaskqError, LookupError):
     """No live or finished task has this id; malformed ids end here too."""
+
+
+class LimitNotFound(TaskqError, LookupError):
+    """No task has a limit of this kind and name."""
 
 
 class InvalidWorkflow(TaskqError, ValueError):
@@ -108,6 +145,14 @@ class InvalidWorkflow(TaskqError, ValueError):
 
 class WorkflowNotFound(TaskqError, LookupError):
     """No chain, batch or workflow has this id; malformed ids end here too."""
+
+
+class ScheduleNotFound(TaskqError, LookupError):
+    """No schedule has this name."""
+
+
+class ScheduleRefused(TaskqError):
+    """A schedule does not allow that: it is declared in code, was run a moment ago, or its last task is live."""
 
 
 class WorkflowEnded(TaskqError):
@@ -128,6 +173,85 @@ class EnqueueCancelled(TaskqError):
 
 class EnqueueTimeout(TaskqError, TimeoutError):
     """The enqueue took longer than ``enqueue_timeout``; no row was left."""
+
+
+class _KeyTaken(TaskqError):
+    def __init__(self, message: str, *, key: str = "", task_id: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.task_id = task_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _key_taken, (type(self), str(self), self.key, self.task_id)
+
+
+def _key_taken(kind: type[_KeyTaken], message: str, key: str, task_id: str | None) -> _KeyTaken:
+    return kind(message, key=key, task_id=task_id)
+
+
+class DuplicateTask(_KeyTaken):
+    """
+    Another task holds the unique key, so none was stored.
+
+    ``task_id`` is that task's id, ``key`` the key as it is stored. ``task_id`` is None where both calls were in one
+    ``enqueue_many``, of which nothing was stored.
+    """
+
+
+class IdempotencyConflict(_KeyTaken):
+    """
+    The idempotency key was used before, for another task or for other arguments; no task was stored.
+
+    ``task_id`` is the id of the task that was accepted under the ``key``.
+    """
+
+
+class EnqueueRefused(TaskqError):
+    """There is a rule against new tasks just now; nothing was stored."""
+
+
+class EnqueuePaused(EnqueueRefused):
+    """
+    A pause refuses new tasks.
+
+    ``scope`` is "queue", "task" or "everything", ``name`` what is paused, "" for everything; ``reason``,
+    ``actor`` and ``until`` are those of the pause.
+    """
+
+    def __init__(self, scope: str, name: str, reason: str = "", actor: str = "", until: datetime | None = None) -> None:
+        what = f"{scope} {name!r}" if name else scope
+        text = f"{what} is paused and takes no new tasks"
+        text += f" until {until.isoformat()}" if until is not None else " until somebody resumes it"
+        super().__init__(f"{text}: {reason}" if reason else text)
+        self.scope = scope
+        self.name = name
+        self.reason = reason
+        self.actor = actor
+        self.until = until
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.scope, self.name, self.reason, self.actor, self.until)
+
+
+class QueueFull(EnqueueRefused):
+    """
+    As many tasks are ready in a queue as its MAX_READY allows.
+
+    ``queue``, ``depth`` (what was counted), ``bound``, and ``count``: how many tasks were to be added.
+    """
+
+    def __init__(self, queue: str, depth: int, bound: int, count: int = 1) -> None:
+        super().__init__(
+            f"queue {queue!r} has {depth} ready tasks and MAX_READY allows {bound}, got {count} more; "
+            "enqueue them later, or start more workers"
+        )
+        self.queue = queue
+        self.depth = depth
+        self.bound = bound
+        self.count = count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.queue, self.depth, self.bound, self.count)
 
 
 class UnknownTask(TaskqError, LookupError):
@@ -214,6 +338,17 @@ class GiveUp(Steering):
     """End the task as dead now, whatever attempts are left; ``message`` is kept as the reason."""
 
     def __init__(self, message: str = "gave up") -> None:
+        super().__init__(message)
+
+
+class Skip(Steering):
+    """
+    End the task as succeeded, without a result: there is nothing to do.
+
+    ``message`` is kept as the reason. A middleware raises it instead of calling on.
+    """
+
+    def __init__(self, message: str = "nothing to do") -> None:
         super().__init__(message)
 
 

@@ -92,7 +92,8 @@ class LiveIndex(models.Index):
 
     ``fields`` are what every database can index (MySQL and MariaDB build
     that); ``partial`` are the columns and ``where`` the condition used by the
-    others. Django alone would build nothing on MySQL, silently.
+    others. Django alone would build nothing on MySQL, silently. ``unique``: no two rows may
+    have the same values in ``fields``; rows in which one is null do not count.
     """
 
     def __init__(
@@ -102,15 +103,19 @@ class LiveIndex(models.Index):
         fields: Sequence[str],
         partial: Sequence[str] = (),
         where: models.Q | None = None,
+        unique: bool = False,
     ) -> None:
         super().__init__(fields=list(fields), name=name)
         self.partial = list(partial)
         self.where = where
+        self.unique = unique
 
     def deconstruct(self) -> tuple[str, Sequence[Any], dict[str, Any]]:
         path, args, kwargs = super().deconstruct()
         if self.partial:
             kwargs["partial"] = self.partial
+        if self.unique:
+            kwargs["unique"] = True
         return path, args, {**kwargs, "where": self.where}
 
     def create_sql(
@@ -120,7 +125,11 @@ class LiveIndex(models.Index):
             index = models.Index(fields=self.partial or self.fields, condition=self.where, name=self.name)
         else:
             index = models.Index(fields=self.fields, name=self.name)
-        return index.create_sql(model, schema_editor, using, **kwargs)
+        statement = index.create_sql(model, schema_editor, using, **kwargs)
+        if self.unique and statement is not None:
+            # Nulls are no duplicates of each other on any of our databases.
+            statement.template = statement.template.replace("CREATE INDEX", "CREATE UNIQUE INDEX", 1)
+        return statement
 
 
 def set_storage(model_name: str, /, **parameters: object) -> Any:

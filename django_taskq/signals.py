@@ -14,9 +14,17 @@ from django.dispatch import Signal
 __all__ = [
     "callback_dead",
     "callback_enqueued",
+    "enqueue_deduplicated",
+    "enqueue_dropped",
     "enqueue_rejected",
+    "everything_paused",
+    "everything_resumed",
+    "limit_changed",
     "queue_paused",
     "queue_resumed",
+    "schedule_failed",
+    "schedule_skipped",
+    "schedule_ticked",
     "settlement_refused",
     "step_failed",
     "step_started",
@@ -30,9 +38,12 @@ __all__ = [
     "task_replayed",
     "task_rescued",
     "task_retried",
+    "task_skipped",
     "task_snoozed",
     "task_started",
     "task_succeeded",
+    "task_type_paused",
+    "task_type_resumed",
     "tasks_pruned",
     "worker_lost",
     "worker_started",
@@ -52,6 +63,7 @@ task_succeeded = Signal()
 task_failed = Signal()
 task_retried = Signal()
 task_snoozed = Signal()
+task_skipped = Signal()
 task_interrupted = Signal()
 task_rescued = Signal()
 task_dead = Signal()
@@ -63,12 +75,22 @@ step_succeeded = Signal()
 step_failed = Signal()
 settlement_refused = Signal()
 enqueue_rejected = Signal()
+enqueue_deduplicated = Signal()
+enqueue_dropped = Signal()
 worker_started = Signal()
 worker_stopped = Signal()
 worker_lost = Signal()
+limit_changed = Signal()
 queue_paused = Signal()
 queue_resumed = Signal()
+task_type_paused = Signal()
+task_type_resumed = Signal()
+everything_paused = Signal()
+everything_resumed = Signal()
 tasks_pruned = Signal()
+schedule_ticked = Signal()
+schedule_skipped = Signal()
+schedule_failed = Signal()
 workflow_started = Signal()
 workflow_advanced = Signal()
 workflow_completed = Signal()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from django.utils.module_loading import import_string
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from django_taskq.api import EnqueuedTasks
+    from django_taskq.domain.keys import Key
+    from django_taskq.domain.limits import Concurrency, Rate
+    from django_taskq.domain.unique import Unique
     from django_taskq.lifecycle.results import TaskContext, TaskResult
 
 __all__ = ["Signature", "Task", "task", "task_class_of"]
@@ -39,6 +43,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 Backoff = Curve | Callable[[BaseException, Any], float | None]
 Span = timedelta | float
+Middleware = Callable[..., Any] | str
 Call = tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 _CONTRACT = ("priority", "queue_name", "backend", "takes_context")
@@ -177,9 +182,122 @@ def _check_options(task: Any) -> None:
         )
     if task.metadata is not None and not isinstance(task.metadata, Mapping):
         raise InvalidOptions(f"metadata must be a dict, got {task.metadata!r}", field="metadata", code="type")
+    if not isinstance(task.schedulable, bool):
+        raise InvalidOptions(
+            f"schedulable must be True or False, got {task.schedulable!r}", field="schedulable", code="type"
+        )
     if task.cancel is not None and not callable(getattr(task.cancel, "is_set", None)):
         raise InvalidOptions(f"cancel must be a threading.Event, got {task.cancel!r}", field="cancel", code="type")
     _check_times(task)
+    _check_around(task)
+    _check_limits(task)
+    if task.fair_key is not None:
+        from django_taskq.domain.keys import check_key
+
+        check_key(task.func, task.takes_context, task.fair_key, field="fair_key")
+    if task.unique is not None or task.idempotency_key is not None or task.idempotency_for is not None:
+        _check_uniqueness(task)
+
+
+def _check_uniqueness(task: Any) -> None:
+    # Loaded by those who have unique tasks.
+    from django_taskq.domain.unique import Unique, request_key
+
+    if task.unique is True:
+        object.__setattr__(task, "unique", Unique())
+    if task.unique and not isinstance(task.unique, Unique):
+        raise InvalidOptions(
+            f"unique must be True, False, Unique(...), debounce(...) or throttle(...), got {task.unique!r}",
+            field="unique",
+            code="type",
+        )
+    if task.unique:
+        task.unique.check(task.func, task.takes_context)
+    if task.idempotency_key is not None:
+        request_key(task.idempotency_key)
+    if task.idempotency_for is not None:
+        _check_span("idempotency_for", task.idempotency_for)
+        if task.idempotency_key is None:
+            raise InvalidOptions(
+                "idempotency_for says how long an idempotency_key is kept; give that, too",
+                field="idempotency_for",
+                code="conflict",
+            )
+    if task.enqueue_on_commit and (task.unique or task.idempotency_key is not None):
+        raise InvalidOptions(
+            "enqueue_on_commit does not go with unique or idempotency_key: whether a task is there already is asked "
+            "in the transaction itself, which stores it if and only if it commits",
+            field="enqueue_on_commit",
+            code="conflict",
+        )
+
+
+def _check_around(task: Any) -> None:
+    if task.validate not in (None, True, False, "signature"):
+        raise InvalidOptions(
+            f"validate must be True, False or 'signature', got {task.validate!r}", field="validate", code="unknown"
+        )
+    if not task.middleware and not task.enqueue_middleware:
+        return
+    from django_taskq.domain import middleware as rules
+
+    for option in _OF_THE_DEFINITION:
+        object.__setattr__(task, option, rules.listed(getattr(task, option), field=option))
+    is_coroutine = iscoroutinefunction(task.func)
+    name = task.task_name or task.module_path
+    for item in task.middleware:
+        if not isinstance(item, str):
+            rules.check(item, is_coroutine=is_coroutine, task=name)
+    for item in task.enqueue_middleware:
+        if not isinstance(item, str):
+            rules.check(item, is_coroutine=False, task=name, field="enqueue_middleware")
+
+
+def _check_limits(task: Any) -> None:
+    if not task.limits:
+        object.__setattr__(task, "limits", ())
+        return
+    from django_taskq.domain.keys import check_key
+    from django_taskq.domain.limits import Concurrency, Rate
+
+    given = [task.limits] if isinstance(task.limits, Concurrency | Rate) else task.limits
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidOptions(
+            f"limits must be a list of Concurrency(…) and Rate(…), got {given!r}", field="limits", code="type"
+        )
+    object.__setattr__(task, "limits", tuple(given))
+    for limit in task.limits:
+        if not isinstance(limit, Concurrency | Rate):
+            raise InvalidOptions(
+                f"limits must hold Concurrency(…) and Rate(…), got {limit!r}", field="limits", code="type"
+            )
+        if limit.key is not None:
+            check_key(task.func, task.takes_context, limit.key)
+    if len({(type(limit), limit.key) for limit in task.limits}) < len(task.limits):
+        raise InvalidOptions(
+            f"limits holds two limits of one kind with the same key; leave one of them out: {list(task.limits)!r}",
+            field="limits",
+            code="twice",
+        )
+
+
+def _literal_key(task: Any, text: str) -> str:
+    """Return the template that stands for a text taken as it is. Raise InvalidOptions for one that was meant as one."""
+    template = text.replace("{", "{{").replace("}", "}}")
+    if template != text and any(f"{{{name}}}" in text for name in _argument_names(task)):
+        raise InvalidOptions(
+            f"fair_key in using() is the key itself, and {text!r} names an argument; "
+            "give the value, or the template to @task(fair_key=…)",
+            field="fair_key",
+            code="template",
+        )
+    return template
+
+
+def _argument_names(task: Any) -> Iterable[str]:
+    import inspect
+
+    return inspect.signature(task.func).parameters
 
 
 def _check_names(task: Any) -> None:
@@ -253,6 +371,8 @@ class _Methods(_Face[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         # The function travels as its path, as in Django 6.1. An event does not travel.
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name in _OF_THE_DEFINITION:
+            del values[name]
         return _restore, (contract_of(self).name, {**values, "func": self.module_path, "cancel": None})
 
     def get_backend(self) -> Any:
@@ -290,14 +410,21 @@ class _Methods(_Face[P, R]):
         enqueue_timeout: Span | None = None,
         cancel: threading.Event | None = None,
         metadata: Mapping[str, Any] | None = None,
+        fair_key: Key | None = None,
+        unique: Unique | bool | None = None,
+        idempotency_key: str | None = None,
+        idempotency_for: Span | None = None,
     ) -> Self:
         """
         Return a copy with other options; None leaves an option as it is.
 
         ``run_after`` is an aware datetime, or a timedelta from now; ``delay`` is seconds or a
-        timedelta from now. Spans are seconds or timedeltas. Raise InvalidOptions for a value
+        timedelta from now. Spans are seconds or timedeltas. ``fair_key`` is the key itself, taken
+        literally, or a callable of the arguments. Raise InvalidOptions for a value
         outside its rule, InvalidTask for what the backend cannot do.
         """
+        if isinstance(fair_key, str):
+            fair_key = _literal_key(self, fair_key)
         if delay is not None:
             if run_after is not None:
                 raise InvalidOptions(
@@ -321,6 +448,10 @@ class _Methods(_Face[P, R]):
             "enqueue_timeout": enqueue_timeout,
             "cancel": cancel,
             "metadata": metadata,
+            "fair_key": fair_key,
+            "unique": unique,
+            "idempotency_key": idempotency_key,
+            "idempotency_for": idempotency_for,
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
@@ -339,7 +470,7 @@ class _Methods(_Face[P, R]):
         async def aget_result(self, result_id: str) -> TaskResult[R]:  # type: ignore[override]
             """Do what ``get_result`` does, without blocking the event loop."""
 
-    def enqueue_many(self, calls: Iterable[Call | Signature[R]]) -> EnqueuedTasks:
+    def enqueue_many(self, calls: Iterable[Call | Signature[R]]) -> EnqueuedTasks[R]:
         """
         Store a task for each call, all or none, much faster than one by one; return their results, made when asked for.
 
@@ -349,7 +480,7 @@ class _Methods(_Face[P, R]):
 
         return enqueue_many(self, calls)
 
-    async def aenqueue_many(self, calls: Iterable[Call | Signature[R]]) -> EnqueuedTasks:
+    async def aenqueue_many(self, calls: Iterable[Call | Signature[R]]) -> EnqueuedTasks[R]:
         """Do what ``enqueue_many`` does, without blocking the event loop."""
         from asgiref.sync import sync_to_async
 
@@ -381,8 +512,21 @@ class Task(_Methods[P, R], TaskBase[P, R]):
     enqueue_timeout: Span | None = None
     cancel: Any = field(default=None, compare=False)
     metadata: Any = field(default=None, hash=False)
+    middleware: tuple[Any, ...] = field(default=(), hash=False)
+    enqueue_middleware: tuple[Any, ...] = field(default=(), hash=False)
+    validate: Any = None
+    limits: Any = field(default=(), hash=False)
+    fair_key: Any = field(default=None, hash=False)
+    unique: Any = None
+    idempotency_key: str | None = None
+    idempotency_for: Span | None = None
+    schedulable: bool = False
 
 
+# Not in ``@task``: they are of one call.
+_OF_A_CALL = ("task_name", "cancel", "idempotency_key", "idempotency_for")
+# Callables, which cannot travel and need not: where the function is, they are.
+_OF_THE_DEFINITION = ("middleware", "enqueue_middleware")
 _OWN = tuple(item.name for item in fields(Task) if item.name not in {base.name for base in fields(primary.base.Task)})
 
 
@@ -410,10 +554,12 @@ def task_class_of(contract: Contract) -> type[Any]:
 def _restore(contract: str, values: dict[str, Any]) -> Any:
     path = values["func"]
     try:
-        function = import_string(path).func
+        found = import_string(path)
+        function = found.func
     except (ImportError, AttributeError) as error:
         raise ValueError(f"Expected {path!r} to point to a Task instance.") from error
-    return task_class_of(contract_named(contract))(**{**values, "func": function})
+    own = {name: getattr(found, name) for name in _OF_THE_DEFINITION if hasattr(found, name)}
+    return task_class_of(contract_named(contract))(**{**values, **own, "func": function})
 
 
 class _Decorator(Protocol):
@@ -465,6 +611,13 @@ def task(
     enqueue_on_commit: bool | None = None,
     enqueue_timeout: Span | None = None,
     metadata: Mapping[str, Any] | None = None,
+    middleware: Iterable[Middleware] = (),
+    enqueue_middleware: Iterable[Middleware] = (),
+    validate: Literal["signature"] | bool | None = None,
+    limits: Concurrency | Rate | Iterable[Concurrency | Rate] = (),
+    fair_key: Key | None = None,
+    unique: Unique | bool | None = None,
+    schedulable: bool = False,
 ) -> _ContextDecorator: ...
 
 
@@ -489,6 +642,13 @@ def task(
     enqueue_on_commit: bool | None = None,
     enqueue_timeout: Span | None = None,
     metadata: Mapping[str, Any] | None = None,
+    middleware: Iterable[Middleware] = (),
+    enqueue_middleware: Iterable[Middleware] = (),
+    validate: Literal["signature"] | bool | None = None,
+    limits: Concurrency | Rate | Iterable[Concurrency | Rate] = (),
+    fair_key: Key | None = None,
+    unique: Unique | bool | None = None,
+    schedulable: bool = False,
 ) -> _Decorator: ...
 
 
@@ -498,13 +658,15 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
     Works with and without parentheses. ``name`` is what rows call the task
     (default: the function's dotted path); ``aliases`` are names it had before, so that tasks
-    stored under them still run. Spans are seconds or timedeltas. Raise InvalidTask
+    stored under them still run. ``fair_key`` is a template of the arguments' names, or a callable of the
+    arguments. ``schedulable`` lets operators make schedules of it in the admin.
+    Spans are seconds or timedeltas. Raise InvalidTask
     for a function the backend cannot take, InvalidOptions for a value outside its rule.
     """
     if "run_after" in options:
         raise TypeError("run_after cannot be defined statically with @task; use .using(run_after=...)")
     options["task_name"] = options.pop("name", None)
-    known = ["name", *_CONTRACT, *(name for name in _OWN if name not in ("task_name", "cancel"))]
+    known = ["name", *_CONTRACT, *(name for name in _OWN if name not in _OF_A_CALL)]
     unknown = sorted(options.keys() - {*known, "task_name"})
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)

@@ -266,7 +266,7 @@ def prune_workflows(*, before: datetime) -> int:
     callback. Return how many rows of tasks and workflows that were. Retention does the same by itself, state by state.
     """
     from django_taskq.domain.workflows import ENDED
-    from django_taskq.lifecycle.enqueue import main_database
+    from django_taskq.lifecycle.databases import main_database
     from django_taskq.lifecycle.prune_workflows import prune_workflows
 
     if before.utcoffset() is None:

@@ -79,9 +79,9 @@ class HandWorker:
     def may_start(self, claim: Claim) -> bool:
         return True
 
-    def started(self, run: Run) -> None:
+    def started(self, run: Run) -> bool:
         if not events.wanted(events.TaskStarted):
-            return
+            return True
         claim = run.claim
         eligible = (claim.run_after or claim.created_at).timestamp()
         events.emit(
@@ -96,6 +96,7 @@ class HandWorker:
                 claim=run,
             )
         )
+        return True
 
     def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
         if is_written(settled):

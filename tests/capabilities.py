@@ -29,6 +29,8 @@ CAPABILITIES: dict[str, frozenset[str]] = {
     "one_writer": frozenset({"sqlite"}),
     # The server ends a transaction whose process stands still.
     "idle_limit": frozenset({"postgresql", "mysql"}),
+    # That can be asked of one transaction, and not only of a session.
+    "local_idle_limit": frozenset({"postgresql"}),
     # A server of the test's own can be crashed and started again: PostgreSQL comes as a wheel, MariaDB has to be here.
     "crash_restart": frozenset({"postgresql", "mysql"}),
     # The database says how many pages a statement read.

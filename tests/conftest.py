@@ -5,6 +5,7 @@ A plain ``pytest`` runs on SQLite and then once more, with the same arguments, o
 PostgreSQL: there only what asks the database. With TASKQ_TEST_DB set it runs on that one only, as tox does.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,14 +17,15 @@ import pytest_django
 from django.db import connection, connections
 from django.test import TransactionTestCase
 
-from tests import capabilities, databases, emptying
+from tests import capabilities, databases, emptying, transactions
 
 hypothesis.settings.register_profile("ci", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("deep", max_examples=5000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _RUN_BOTH = "TASKQ_TEST_DB" not in os.environ
-_SECOND_RUN = "TASKQ_TEST_SECOND_RUN"
+_SECOND_RUN = databases.QUICK_VARIABLE
+_FIRST_ONLY = {"executors", "faces", "observability", "project", "testing", "worker"}
 _IS_SECOND_RUN = _SECOND_RUN in os.environ
 
 
@@ -42,6 +44,31 @@ def quick_emptying() -> Generator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", emptying.empty_databases)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watched_transactions() -> Generator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        transactions.watch(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def guarded_transactions() -> Generator[None]:
+    """Whatever a worker opens a transaction for, its server may end it when it stands still."""
+    transactions.unguarded.clear()
+    yield
+    assert not transactions.unguarded, "opened without vendor_for(alias).atomic()"
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Generator[None]:
+    """Put the levels of our loggers back: a worker that shows its progress on a terminal is quieter, for good."""
+    loggers = [logging.getLogger(name) for name in ("django_taskq", "django_taskq.tasks")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -69,6 +96,9 @@ def pytest_report_header() -> str:
 
 def _asks_the_database(item: pytest.Item) -> bool:
     if item.get_closest_marker("any_database") is not None:
+        return False
+    # What these ask, they ask in the ORM's words; plans are the database's own. tox has all of it on each database.
+    if _FIRST_ONLY & set(item.path.parts) and "plans" not in item.path.stem:
         return False
     fixtures = {"db", "transactional_db", "live_server"}
     return item.get_closest_marker("django_db") is not None or bool(fixtures & set(getattr(item, "fixturenames", ())))

@@ -27,6 +27,9 @@ NAME_VARIABLE = "TASKQ_TEST_DATABASE_NAME"
 #: Where a server that was started here listens, for the children too.
 STARTED_VARIABLE = "TASKQ_TEST_STARTED_SOCKET"
 
+#: Set while a plain pytest runs on its second database.
+QUICK_VARIABLE = "TASKQ_TEST_SECOND_RUN"
+
 #: Chosen while the settings are read; tests/conftest.py turns it into skips or a failure.
 missing: str | None = None
 
@@ -103,6 +106,12 @@ def _sqlite() -> dict[str, Any]:
 
 
 def _postgresql() -> dict[str, Any]:
+    found = _postgresql_server()
+    # Nobody crashes this server (who does has one of their own), and waiting for its disk is half of the time.
+    return {**found, "OPTIONS": {**found.get("OPTIONS", {}), "options": "-c synchronous_commit=off"}}
+
+
+def _postgresql_server() -> dict[str, Any]:
     if dsn := os.environ.get("TASKQ_TEST_POSTGRES_DSN"):
         return _from_dsn(dsn)
     if _listens(5432):

@@ -24,12 +24,13 @@ def empty(alias: str) -> None:
     loose, linked = _tables(alias)
     filled = _filled(connection, (*loose, *linked))
     large = _large(connection, filled)
-    with transaction.atomic(using=alias), connection.cursor() as cursor:
-        for table in loose:
-            if table in filled and table not in large:
-                cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")
+    # In any order: keys are looked at with the commit, and where they are not, not at all. To truncate tables with
+    # keys takes all of them, and ten times as long.
+    with connection.constraint_checks_disabled(), transaction.atomic(using=alias), connection.cursor() as cursor:
+        for table in filled - large:
+            cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")
     rest = [table for table in loose if table in large]
-    if filled & set(linked):
+    if large & set(linked):
         rest += linked
     if rest:
         statements = connection.ops.sql_flush(no_style(), rest, reset_sequences=False, allow_cascade=False)

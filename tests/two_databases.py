@@ -12,9 +12,9 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import date, timedelta
 from typing import Any
 
 import django
@@ -32,8 +32,12 @@ from django.test.utils import setup_databases, setup_test_environment, teardown_
 from django.urls import reverse  # noqa: E402
 
 from django_taskq import (  # noqa: E402
+    InvalidArguments,
+    InvalidWorkflow,
     acancel,
+    batch,
     cancel,
+    chain,
     clock,
     conf,
     discard,
@@ -41,14 +45,26 @@ from django_taskq import (  # noqa: E402
     find_task,
     finished_since,
     pause_queue,
+    previous,
     replay,
     resume_queue,
+    schedule,
     subscribe_results,
 )
 from django_taskq.domain.states import State  # noqa: E402
 from django_taskq.duties.runner import DutyRunner  # noqa: E402
-from django_taskq.lifecycle import wake  # noqa: E402
-from django_taskq.models import Attempt, AuditEntry, FinishedTask, Queue, Stat, Task, Worker  # noqa: E402
+from django_taskq.lifecycle import declarations, wake  # noqa: E402
+from django_taskq.models import (  # noqa: E402
+    Attempt,
+    AuditEntry,
+    FinishedTask,
+    Queue,
+    Schedule,
+    ScheduleTick,
+    Stat,
+    Task,
+    Worker,
+)
 from django_taskq.store.vendors import vendor_for  # noqa: E402
 from django_taskq.worker.loop import Plan  # noqa: E402
 from django_taskq.worker.loop import Worker as Engine  # noqa: E402
@@ -316,6 +332,84 @@ def a_router_is_enough() -> None:
     assert untouched()
 
 
+@tasks.task(validate=True)
+def on_day(day: date) -> date:
+    """A task whose argument is no JSON."""
+    assert isinstance(day, date)
+    return day
+
+
+@tasks.task
+def on_typed_day(day: date) -> date:
+    """A task whose argument is checked where its backend says so."""
+    assert isinstance(day, date)
+    return day
+
+
+@contextmanager
+def kept(kind: type[Exception]) -> Iterator[list[Exception]]:
+    """Give the exception of this kind that has to come."""
+    raised: list[Exception] = []
+    try:
+        yield raised
+    except kind as error:
+        raised.append(error)
+    assert raised, f"no {kind.__name__}"
+
+
+def with_validation(name: str, **options: Any) -> dict[str, Any]:
+    """Return the backends, of which one validates all arguments and has options of its own."""
+    own = {**settings.TASKS[name].get("OPTIONS", {}), "VALIDATE": True, **options}
+    return {**settings.TASKS, name: {**settings.TASKS[name], "OPTIONS": own}}
+
+
+@case
+def a_member_of_another_database_is_refused_before_its_arguments() -> None:
+    signature = elsewhere(on_day).s(5)
+    compositions = [chain(signature), batch([tasks.note.s(1)]).then(signature), chain(tasks.note.s(1), signature)]
+    with override_settings(TASKS=with_validation("default")):
+        compositions.append(chain(elsewhere(on_typed_day).s(5)))
+
+        for made in compositions:
+            with kept(InvalidWorkflow) as raised:
+                made.enqueue()
+            text = str(raised[0])
+            assert "is stored in the database 'other', by its backend 'elsewhere'" in text
+            assert "workflows in 'default'" in text
+            assert "using(backend='default')" in text
+    assert rows("default") == rows("other") == 0
+
+
+@case
+def members_that_validate_go_where_the_main_backend_says() -> None:
+    with override_settings(TASKS=MAIN_ELSEWHERE):
+        flow = chain(on_day.s(date(2026, 1, 2)), on_day.s(previous)).then(on_day.s(date(2026, 1, 3))).enqueue()
+        run_worker("default")
+
+        assert flow.wait(timeout=5).status == "completed"
+        ended = FinishedTask.objects.using("other").order_by("pk")
+        assert [row.result for row in ended] == ['"2026-01-02"', '"2026-01-02"', '"2026-01-03"']
+        assert untouched()
+
+
+@case
+def a_member_is_stored_by_the_rules_of_its_own_backend() -> None:
+    with override_settings(TASKS=with_validation("elsewhere", DATABASE="default", MAX_ATTEMPTS=9)):
+        alone = elsewhere(on_typed_day).enqueue(date(2026, 1, 2))
+        flow = chain(elsewhere(on_typed_day).s(date(2026, 1, 2))).then(elsewhere(on_typed_day).s(date(2026, 1, 3)))
+        flow.enqueue()
+        run_worker("elsewhere")
+
+        ended = FinishedTask.objects.using("default").order_by("pk")
+        assert [(row.result, row.max_attempts) for row in ended] == [
+            ('"2026-01-02"', 9), ('"2026-01-02"', 9), ('"2026-01-03"', 9),
+        ]  # fmt: skip
+        assert alone.id == str(ended[0].pk)
+        with kept(InvalidArguments) as raised:
+            chain(elsewhere(on_typed_day).s("tomorrow")).enqueue()
+        assert "must be date" in str(raised[0])
+
+
 @case
 def upkeep_is_done_there() -> None:
     elsewhere(tasks.note).enqueue("old")
@@ -329,6 +423,29 @@ def upkeep_is_done_there() -> None:
     assert untouched()
 
 
+@tasks.task(backend="elsewhere")
+def stocktake() -> None:
+    """A task whose schedule lives in the second database, too."""
+
+
+@case
+def a_schedule_ticks_there() -> None:
+    schedule(cron="* * * * * *", name="stocktake", timezone="UTC")(stocktake)
+    leader = HandWorker("other")
+    runner = DutyRunner("other", lambda: leader.id, conf.options("elsewhere"), clock.now)
+    first = DutyRunner("default", lambda: 1, conf.options("default"), clock.now)
+    try:
+        wait_for(lambda: runner.run_due() or ScheduleTick.objects.using("other").exists(), 20)
+        first.run_due()
+    finally:
+        declarations.forget("stocktake")
+
+    [tick, *_] = ScheduleTick.objects.using("other").order_by("at")
+    assert Task.objects.using("other").get(pk=tick.task_id).schedule.name == "stocktake"
+    assert not Schedule.objects.using("default").exists()
+    assert not Task.objects.using("default").exists()
+
+
 @tasks.task(ack="atomic")
 def leave_effect(key: str, alias: str, *, fails: bool) -> None:
     """Write into a database, and fail after it."""
@@ -340,7 +457,8 @@ def leave_effect(key: str, alias: str, *, fails: bool) -> None:
 def empty() -> None:
     """Leave both databases as they were made."""
     tasks.forget()
-    models = [*apps.get_app_config("django_taskq").get_models(), Effect, User]
+    # Ticks before their schedules.
+    models = [*reversed([*apps.get_app_config("django_taskq").get_models()]), Effect, User]
     for alias in connections:
         for model in models:
             if not model._meta.proxy:

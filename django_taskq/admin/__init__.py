@@ -6,7 +6,10 @@ pages on the default site. For another site: ``site.register(Task, TaskAdmin)`` 
 """
 
 from django_taskq.admin.audit import AuditEntryAdmin, DutyAdmin
+from django_taskq.admin.keys import IdempotencyKeyAdmin
+from django_taskq.admin.limits import LimitAdmin
 from django_taskq.admin.queues import QueueAdmin, TaskTypeAdmin
+from django_taskq.admin.schedules import ScheduleAdmin
 from django_taskq.admin.tasks import DeadTaskAdmin, FinishedTaskAdmin, TaskAdmin
 from django_taskq.admin.workers import WorkerAdmin
 from django_taskq.admin.workflows import WorkflowAdmin
@@ -16,7 +19,10 @@ __all__ = [
     "DeadTaskAdmin",
     "DutyAdmin",
     "FinishedTaskAdmin",
+    "IdempotencyKeyAdmin",
+    "LimitAdmin",
     "QueueAdmin",
+    "ScheduleAdmin",
     "TaskAdmin",
     "TaskTypeAdmin",
     "WorkerAdmin",

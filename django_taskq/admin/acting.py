@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from django import forms
 from django.contrib import messages
@@ -42,6 +42,9 @@ __all__ = [
     "ReasonForm",
     "Verb",
     "act_on",
+    "ask",
+    "check_post",
+    "fitting",
     "offered",
     "offered_workflow",
     "refuse",
@@ -51,6 +54,16 @@ __all__ = [
 MOST_SELECTED = 200
 _SHOWN_SKIPS = 5
 _SHOWN_TASKS = 10
+
+
+class Permitted(Protocol):
+    """Anything that needs a permission."""
+
+    @property
+    def permission(self) -> str: ...
+
+
+P = TypeVar("P", bound=Permitted)
 
 
 class ReasonForm(forms.Form):
@@ -71,6 +84,19 @@ class ReasonForm(forms.Form):
     def options(self) -> dict[str, Any]:
         """Return what is passed to the verb beside reason and actor."""
         return {}
+
+
+class CancelForm(ReasonForm):
+    """How a cancel is meant."""
+
+    requeue = forms.BooleanField(
+        label=gettext_lazy("only stop the attempt, and run the task again"),
+        required=False,
+        help_text=gettext_lazy("For running tasks: the attempt is given back, and the task is ready again."),
+    )
+
+    def options(self) -> dict[str, Any]:
+        return {"requeue": self.cleaned_data["requeue"]}
 
 
 class AttemptsForm(ReasonForm):
@@ -206,6 +232,7 @@ VERBS = {
                 "A task that waits ends as cancelled at once. One that runs is asked to stop, "
                 "and ends when it listens. A cancelled task can be replayed."
             ),
+            form=CancelForm,
             act=control.cancel,
             permission="django_taskq.cancel_task",
         ),
@@ -280,27 +307,31 @@ WORKFLOW_VERBS = {
 }
 
 
+def fitting(verbs: Mapping[str, P], fits: Mapping[str, bool], request: HttpRequest) -> list[P]:
+    """Return those of the verbs that fit and that this user may use, in their order."""
+    user: Any = request.user
+    return [verb for name, verb in verbs.items() if fits[name] and user.has_perm(verb.permission)]
+
+
 def offered(row: TaskRow, request: HttpRequest) -> list[Verb]:
     """Return the verbs that make sense for this task and that this user may use."""
-    fitting = {
+    fits = {
         "replay": row.state in (State.DEAD, State.CANCELLED),
         "cancel": row.state in LIVE,
         "kill": row.state in LIVE and row.state != State.RUNNING,
         "discard": row.state == State.DEAD and getattr(row, "resolved_at", None) is None,
     }
-    user: Any = request.user
-    return [verb for name, verb in VERBS.items() if fitting[name] and user.has_perm(verb.permission)]
+    return fitting(VERBS, fits, request)
 
 
 def offered_workflow(row: Workflow, request: HttpRequest) -> list[Verb]:
     """Return the verbs that make sense for this workflow and that this user may use."""
-    fitting = {
+    fits = {
         "replay": row.state in (WorkflowState.FAILED, WorkflowState.CANCELLED),
         "restart": row.has_ended,
         "cancel": not row.has_ended and not row.cancel,
     }
-    user: Any = request.user
-    return [verb for name, verb in WORKFLOW_VERBS.items() if fitting[name] and user.has_perm(verb.permission)]
+    return fitting(WORKFLOW_VERBS, fits, request)
 
 
 def safe_back(request: HttpRequest, fallback: str) -> str:
@@ -313,7 +344,18 @@ def safe_back(request: HttpRequest, fallback: str) -> str:
     return fallback
 
 
-def refuse(page: ReadOnlyAdmin, request: HttpRequest, verbs: Mapping[str, Verb]) -> HttpResponse | None:
+def is_id(key: str) -> bool:
+    """Return whether this may be the id of a task or workflow."""
+    return store.to_uuid(key) is not None
+
+
+def refuse(
+    page: ReadOnlyAdmin,
+    request: HttpRequest,
+    verbs: Mapping[str, Permitted],
+    *,
+    is_key: Callable[[str], bool] = is_id,
+) -> HttpResponse | None:
     """Answer a list's POST that Django's own list would take wrongly, or fail on; None for a good one."""
     user: Any = request.user
     verb = verbs.get(request.POST.get("action", "").removesuffix("_selected"))
@@ -322,12 +364,51 @@ def refuse(page: ReadOnlyAdmin, request: HttpRequest, verbs: Mapping[str, Verb])
     selected = request.POST.getlist(ACTION_CHECKBOX_NAME)
     if request.POST.get("select_across", "0") not in ("", "0"):
         text = _("Only what one page shows can be selected. Nothing was changed.")
-    elif any(store.to_uuid(key) is None for key in selected):
+    elif not all(map(is_key, selected)):
         text = _("One of the selected ids is none. Nothing was changed.")
     else:
         return None
     messages.error(request, text)
     return HttpResponseRedirect(request.get_full_path())
+
+
+def check_post(page: ReadOnlyAdmin, request: HttpRequest, permission: str) -> HttpResponse | None:
+    """Answer a request that cannot act since it is no POST; None for one that may. Raise PermissionDenied."""
+    user: Any = request.user
+    if not page.has_view_permission(request) or not user.has_perm(permission):
+        raise PermissionDenied
+    return None if request.method == "POST" else HttpResponseNotAllowed(["POST"])
+
+
+def ask(
+    page: ReadOnlyAdmin,
+    request: HttpRequest,
+    *,
+    title: str,
+    verb: Any,
+    form: ReasonForm,
+    back: str,
+    action: str,
+    **shown: Any,
+) -> HttpResponse:
+    """
+    Show the page that says what will happen and asks for a reason.
+
+    ``action`` is the address that its form goes to, ``back`` where the user came from; ``shown`` is what the page
+    names, and what its form sends along.
+    """
+    context = page.page_context(
+        request,
+        title=title,
+        verb=verb,
+        form=form,
+        back=back,
+        action=action,
+        breadcrumbs_are_a_list=ADMIN_BREADCRUMBS_ARE_A_LIST,
+        list_link=page.list_link(page.model),
+        **shown,
+    )
+    return TemplateResponse(request, "admin/django_taskq/confirm.html", context)
 
 
 def act_on(
@@ -338,11 +419,9 @@ def act_on(
 
     ``action`` is the address that the confirmation goes to. Raise PermissionDenied without the verb's permission.
     """
+    if (answer := check_post(page, request, verb.permission)) is not None:
+        return answer
     user: Any = request.user
-    if not page.has_view_permission(request) or not user.has_perm(verb.permission):
-        raise PermissionDenied
-    if request.method != "POST":
-        return HttpResponseNotAllowed(["POST"])
     ids = [str(key) for key in dict.fromkeys(map(store.to_uuid, ids or request.POST.getlist("id"))) if key is not None]
     back = safe_back(request, page.list_link(page.model) or request.path)
     if not ids or len(ids) > MOST_SELECTED:
@@ -358,20 +437,18 @@ def act_on(
         report(request, verb, changed)
         return HttpResponseRedirect(back)
     found = verb.find(ids[:_SHOWN_TASKS])
-    context = page.page_context(
+    return ask(
+        page,
         request,
         title=f"{verb.title}: {verb.counted(len(ids))}",
         verb=verb,
         form=form,
+        back=back,
+        action=action,
         ids=ids,
         tasks=[{"row": row, "name": clean(title(row)), "state": state_name(row)} for row in found],
         unlisted=len(ids) - len(found),
-        back=back,
-        action=action,
-        breadcrumbs_are_a_list=ADMIN_BREADCRUMBS_ARE_A_LIST,
-        list_link=page.list_link(page.model),
     )
-    return TemplateResponse(request, "admin/django_taskq/confirm.html", context)
 
 
 def report(request: HttpRequest, verb: Verb, changed: Changed) -> None:

@@ -14,13 +14,18 @@ from django_taskq import clock
 from django_taskq.admin.base import ReadOnlyAdmin, alias
 from django_taskq.admin.paging import FilterForm
 from django_taskq.admin.shown import ago, clean
-from django_taskq.models import AuditEntry, Duty, Task, Workflow
+from django_taskq.models import AuditEntry, Duty, Schedule, Task, Workflow
 from django_taskq.ops.search import Order, Page, paged
 from django_taskq.store.tasks import to_uuid
 
 __all__ = ["AuditEntryAdmin", "DutyAdmin"]
 
-_ACTIONS = ("cancel", "discard", "kill", "pause", "replay", "resume")
+_ON_SCHEDULES = ("change", "create", "delete", "disable", "enable", "pause", "resume", "run", "skip")
+_ACTIONS = (
+    *("arrange", "cancel", "discard", "forget", "kill", "pause", "replay", "reset_limit", "resume"),
+    *(f"schedule.{verb}" for verb in _ON_SCHEDULES),
+    "set_limit",
+)
 
 
 class AuditForm(FilterForm):
@@ -77,6 +82,9 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         key = to_uuid(row.task_id)
         # Said by the target, since nothing is looked up for a list.
         model = Workflow if row.target.startswith("workflow ") else Task
+        if row.target.startswith("schedule ") and key is not None:
+            link = self.link_to(Schedule, key.int)
+            return "-" if link is None else format_html('<a href="{}">{}</a>', link, row.target.partition(" ")[2])
         link = None if key is None else self.link_to(model, key)
         if link is None:
             return "-" if key is None else str(key)

@@ -13,7 +13,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 
 from django_taskq.admin.paging import FilterForm, KeysetChangeList
-from django_taskq.lifecycle.enqueue import main_database
+from django_taskq.lifecycle.databases import main_database
 from django_taskq.ops.search import Order, Page, paged
 
 __all__ = ["ReadOnlyAdmin", "alias"]

@@ -17,6 +17,7 @@ from django_taskq import clock
 from django_taskq.admin import acting
 from django_taskq.admin.base import alias
 from django_taskq.admin.shown import Shown, ago, clean, exact, pretty, tail
+from django_taskq.domain.limits import key_name
 from django_taskq.domain.states import Ack, State, StepState
 from django_taskq.domain.workflows import Role
 from django_taskq.models import (
@@ -24,8 +25,10 @@ from django_taskq.models import (
     AuditEntry,
     DeadTask,
     FinishedTask,
+    Limit,
     Progress,
     Queue,
+    Schedule,
     Step,
     Task,
     Worker,
@@ -44,6 +47,7 @@ _MOST_ATTEMPTS = 20
 _MOST_ENTRIES = 50
 _MOST_STEPS = 200
 _MOST_BLOCKERS = 20
+_MOST_LIMITS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,7 @@ def facts(page: TaskRowAdmin, request: HttpRequest, row: TaskRow) -> dict[str, A
         "why": clean(explain(alias(), row, now=now)),
         "buttons": [{"verb": verb, "action": page.act_link(verb.name)} for verb in acting.offered(row, request)],
         "error": _error(page, row),
-        "facts": [*_facts(page, row, worker), *_workflow_facts(page, row, flow)],
+        "facts": [*_facts(page, row, worker), *_limit_facts(page, row), *_workflow_facts(page, row, flow)],
         "timeline": _timeline(row),
         "progress": _progress(row),
         "values": _values(page, row),
@@ -107,10 +111,17 @@ def _facts(page: TaskRowAdmin, row: TaskRow, worker: Worker | None) -> list[Fact
         Fact(label=_("Attempt"), value=_("%(number)d of %(most)d") % {"number": row.attempt, "most": row.max_attempts}),
         Fact(label=_("Acknowledged"), value=_ack(row.ack)),
     ]
+    if row.fair_key is not None:
+        found.append(Fact(label=_("Fair key"), value=clean(row.fair_key)))
     if row.worker_id:
         found += _worker_facts(page, row, worker)
+    if row.unique_key is not None:
+        found.append(Fact(label=_("Unique key"), value=clean(row.unique_key)))
     if row.parent_id is not None:
         found.append(Fact(label=_("Enqueued by"), value=str(row.parent_id), link=page.link_to(Task, row.parent_id)))
+    if row.schedule is not None:
+        made_by = f"{clean(row.schedule.name)}, {exact(row.schedule.at)}"
+        found.append(Fact(label=_("Made by schedule"), value=made_by, link=page.list_link(Schedule)))
     if row.replays:
         found.append(Fact(label=_("Replayed"), value=ngettext("%d time", "%d times", row.replays) % row.replays))
     if isinstance(row, Task) and row.cancel:
@@ -118,6 +129,23 @@ def _facts(page: TaskRowAdmin, row: TaskRow, worker: Worker | None) -> list[Fact
     if isinstance(row, FinishedTask) and row.reason:
         found.append(Fact(label=_("Reason"), value=row.reason.replace("_", " ")))
     return found
+
+
+def _limit_facts(page: TaskRowAdmin, row: TaskRow) -> list[Fact]:
+    if not isinstance(row, Task):
+        return []
+    found = []
+    if row.parked_on is not None:
+        found.append(_limit_fact(page, _("Parked on"), row.parked_on))
+    # What it runs with, which may be limits of its queue; else what it was enqueued with.
+    keys = (row.slots or row.limits or "").split("\n")
+    label = _("Holds a slot of") if row.slots else _("Limit")
+    return [*found, *(_limit_fact(page, label, key) for key in keys[:_MOST_LIMITS] if key)]
+
+
+def _limit_fact(page: TaskRowAdmin, label: Any, key: str) -> Fact:
+    kind, name = key_name(key)
+    return Fact(label=label, value=f"{clean(name)} ({kind})", link=page.link_to(Limit, key))
 
 
 def _workflow_facts(page: TaskRowAdmin, row: TaskRow, flow: Workflow | None) -> list[Fact]:
@@ -222,7 +250,13 @@ def _error(page: TaskRowAdmin, row: TaskRow) -> dict[str, Any] | None:
     if not isinstance(row, FinishedTask) or not (row.error_class or row.error_line):
         return None
     same = page.list_link(DeadTask, f"?fingerprint={row.fingerprint}") if row.fingerprint else None
-    return {"name": clean(row.error_class or ""), "line": clean(row.error_line or ""), "same": same}
+    return {
+        "name": clean(row.error_class or ""),
+        "line": clean(row.error_line or ""),
+        "same": same,
+        # Why a task was skipped is no error.
+        "is_note": row.state == State.SUCCEEDED,
+    }
 
 
 def _attempt(row: TaskRow, attempt: Attempt) -> dict[str, Any]:

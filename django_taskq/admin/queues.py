@@ -1,13 +1,14 @@
-"""Queues with their depths, to be paused and resumed; and the registry of task types."""
+"""Queues with their depths, to be arranged, and the registry of task types; both to be paused and resumed."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.formats import number_format
@@ -17,36 +18,63 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from django_taskq.admin.acting import ReasonForm, safe_back
-from django_taskq.admin.base import ReadOnlyAdmin, alias
+from django_taskq import clock, conf
+from django_taskq.admin import pausing
+from django_taskq.admin.acting import ReasonForm, ask, check_post, safe_back
+from django_taskq.admin.base import alias
+from django_taskq.admin.pausing import PausableAdmin
 from django_taskq.admin.shown import ago, clean
-from django_taskq.compat import ADMIN_BREADCRUMBS_ARE_A_LIST
-from django_taskq.lifecycle import control
+from django_taskq.domain.pauses import PauseScope
+from django_taskq.lifecycle.arrange_queue import MOST, arrange
 from django_taskq.models import DeadTask, Queue, Task, TaskType
 from django_taskq.ops import snapshot
 from django_taskq.ops.explain import duration
 from django_taskq.ops.search import Order, Page
 from django_taskq.ops.snapshot import QueueDepth
+from django_taskq.store import pauses as pause_store
 
 __all__ = ["QueueAdmin", "TaskTypeAdmin"]
 
-_PERMISSION = "django_taskq.pause_queue"
-_VERBS = {
-    "pause": {
-        "title": gettext_lazy("Pause the queue"),
-        "effect": gettext_lazy(
-            "Within a second no worker takes a task from it any more. Running tasks finish, and enqueueing goes on."
-        ),
-    },
-    "resume": {
-        "title": gettext_lazy("Resume the queue"),
-        "effect": gettext_lazy("Workers take tasks from it again at once."),
-    },
+
+ARRANGE_PERMISSION = "django_taskq.change_queue"
+_ARRANGE = {
+    "name": "arrange",
+    "title": gettext_lazy("Arrange the queue"),
+    "effect": gettext_lazy(
+        "Workers that name no queues themselves follow within a second. While every queue weighs 1, the positions "
+        "decide, lower ones first; as soon as one does not, each gets its share."
+    ),
 }
 
 
+class ArrangeForm(ReasonForm):
+    """Where a queue stands among the others."""
+
+    position = forms.IntegerField(
+        label=gettext_lazy("position"),
+        min_value=-MOST,
+        max_value=MOST,
+        help_text=gettext_lazy("A lower one is served first."),
+    )
+    weight = forms.IntegerField(
+        label=gettext_lazy("weight"),
+        min_value=1,
+        max_value=MOST,
+        help_text=gettext_lazy("Its share of the tasks against the others'."),
+    )
+
+    def options(self) -> dict[str, Any]:
+        return {name: self.cleaned_data[name] for name in ("position", "weight")}
+
+
+def _bound(queue: str) -> tuple[int, str] | None:
+    """Return how many tasks may be ready, and what happens to more, as this process's settings have it."""
+    rule = conf.options().queues.get(queue)
+    return None if rule is None or rule.max_ready is None else (rule.max_ready, rule.full_policy)
+
+
 def _pill(view: QueueDepth) -> SafeString:
-    if view.queue.paused:
+    if view.pause is not None:
         return format_html('<span class="taskq-state taskq-paused">{}</span>', _("paused"))
     if not view.workers:
         return format_html('<span class="taskq-state taskq-silent">{}</span>', _("no worker"))
@@ -54,18 +82,20 @@ def _pill(view: QueueDepth) -> SafeString:
 
 
 @admin.register(Queue)
-class QueueAdmin(ReadOnlyAdmin):
+class QueueAdmin(PausableAdmin):
     """Queues: how deep they are, and whether they are paused."""
 
+    scope = PauseScope.QUEUE
     order = Order(name="order", label=gettext_lazy("in the order they are served"), columns=("position", "name"))
     list_display = [
-        "name", "state_column", "ready", "scheduled", "running", "dead", "oldest_column", "workers_column", "at_column",
+        "name", "state_column", "place_column", "ready", "scheduled", "running", "dead", "oldest_column",
+        "workers_column", "at_column",
     ]  # fmt: skip
     empty_text = gettext_lazy("No queue is known. One appears when a worker starts or a queue is paused.")
 
     def find_page(self, form: Any, *, limit: int, after: str | None, before: str | None) -> Page:
         page = super().find_page(form, limit=limit, after=after, before=before)
-        views = snapshot.queues(alias(), names=[row.name for row in page.rows])
+        views = snapshot.queues(alias(), rows=page.rows)
         by_name = {view.queue.name: view for view in views}
         for row in page.rows:
             row.view = by_name.get(row.name)
@@ -74,6 +104,10 @@ class QueueAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("state"))
     def state_column(self, row: Any) -> SafeString | str:
         return "-" if row.view is None else _pill(row.view)
+
+    @admin.display(description=gettext_lazy("position, weight"))
+    def place_column(self, row: Queue) -> str:
+        return f"{row.position}, {row.weight}"
 
     def _depth(self, row: Any, name: str) -> str:
         if row.view is None or row.view.depth is None:
@@ -114,12 +148,37 @@ class QueueAdmin(ReadOnlyAdmin):
     # One queue
 
     def get_urls(self) -> list[Any]:
-        view = self.admin_site.admin_view(self.act_view)
-        return [path("act/<slug:verb>/", view, name="django_taskq_queue_act"), *super().get_urls()]
+        view = self.admin_site.admin_view(self.arrange_view)
+        return [path("arrange/", view, name="django_taskq_queue_arrange"), *super().get_urls()]
 
-    def act_link(self, verb: str) -> str:
-        """Return the address that a verb's confirmation goes to."""
-        return reverse("admin:django_taskq_queue_act", args=[verb], current_app=self.admin_site.name)
+    def arrange_view(self, request: HttpRequest) -> HttpResponse:
+        """Ask for the place of a queue among the others, or set it when it was given."""
+        if (answer := check_post(self, request, ARRANGE_PERMISSION)) is not None:
+            return answer
+        row = Queue.objects.using(alias()).filter(pk=request.POST.get("queue", "")).first()
+        if row is None:
+            raise Http404
+        is_confirmed = "confirmed" in request.POST
+        place = {"position": row.position, "weight": row.weight}
+        form = ArrangeForm(request.POST if is_confirmed else None, initial=place, needs_reason=True)
+        back = safe_back(request, self.link_to(Queue, row.pk) or request.path)
+        if is_confirmed and form.is_valid():
+            user: Any = request.user
+            given = {"actor": user.get_username(), "reason": form.cleaned_data["reason"], "alias": alias()}
+            done = arrange(row.name, **form.options(), **given)
+            text = _("The queue “%s” is arranged.") if done else _("The queue “%s” was arranged so already.")
+            self.message_user(request, text % clean(row.name), messages.SUCCESS if done else messages.WARNING)
+            return HttpResponseRedirect(back)
+        return ask(
+            self,
+            request,
+            title=f"{_ARRANGE['title']} {clean(row.name)}",
+            verb=_ARRANGE,
+            form=form,
+            back=back,
+            action=request.path,
+            hidden=[("queue", row.name)],
+        )
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
@@ -133,8 +192,6 @@ class QueueAdmin(ReadOnlyAdmin):
             self.message_user(request, text, messages.WARNING)
             return HttpResponseRedirect(self.list_link(Queue) or "/")
         (view,) = found
-        user: Any = request.user
-        verb = "resume" if view.queue.paused else "pause"
         query = urlencode({"queue": name})
         context = self.page_context(
             request,
@@ -144,67 +201,78 @@ class QueueAdmin(ReadOnlyAdmin):
             pill=_pill(view),
             oldest=None if view.oldest_ready is None else duration(view.oldest_ready),
             looked=None if view.depth is None else ago(view.depth.at),
-            since=ago(view.queue.paused_at),
-            verb=verb if user.has_perm(_PERMISSION) else None,
-            verb_title=_VERBS[verb]["title"],
-            action=self.act_link(verb),
+            pause=pausing.facts(view.pause),
+            bound=_bound(name),
+            arrange_action=self._arrange_action(request),
+            button=pausing.button(
+                request,
+                PauseScope.QUEUE,
+                name,
+                pause=pausing.held(PauseScope.QUEUE, name),
+                action=self.act_link("pause"),
+            ),
             ready_link=self.list_link(Task, f"?{query}&state=ready"),
             live_link=self.list_link(Task, f"?{query}"),
             dead_link=self.list_link(DeadTask, f"?{query}"),
         )
         return TemplateResponse(request, "admin/django_taskq/queue.html", context)
 
-    def act_view(self, request: HttpRequest, verb: str) -> HttpResponse:
-        """Ask for confirmation, or pause or resume when it was given."""
+    def _arrange_action(self, request: HttpRequest) -> str | None:
+        """Return where the button that arranges the queue leads, None for a user who may not."""
         user: Any = request.user
-        if not self.has_view_permission(request) or not user.has_perm(_PERMISSION):
-            raise PermissionDenied
-        if verb not in _VERBS:
-            raise Http404
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        name = request.POST.get("queue", "")
-        if not Queue.objects.using(alias()).filter(pk=name).exists():
-            raise Http404
-        is_confirmed = "confirmed" in request.POST
-        form = ReasonForm(request.POST if is_confirmed else None, needs_reason=verb == "pause")
-        # The column of the queue is shorter than that of the audit log.
-        form.fields["reason"].widget.attrs["maxlength"] = 200
-        back = safe_back(request, self.link_to(Queue, name) or request.path)
-        if is_confirmed and form.is_valid():
-            self._act(request, verb, name, user.get_username(), form.cleaned_data["reason"])
-            return HttpResponseRedirect(back)
-        context = self.page_context(
-            request,
-            title=f"{_VERBS[verb]['title']} {clean(name)}",
-            verb={"name": verb, **_VERBS[verb]},
-            form=form,
-            queue=name,
-            back=back,
-            action=request.path,
-            breadcrumbs_are_a_list=ADMIN_BREADCRUMBS_ARE_A_LIST,
-            list_link=self.list_link(Queue),
-        )
-        return TemplateResponse(request, "admin/django_taskq/confirm.html", context)
-
-    def _act(self, request: HttpRequest, verb: str, name: str, actor: str, reason: str) -> None:
-        if verb == "pause":
-            done = control.pause(name, actor=actor, reason=reason, alias=alias())
-            text = _("The queue “%s” is paused.") if done else _("The queue “%s” was paused already.")
-        else:
-            done = control.resume(name, actor=actor, reason=reason, alias=alias())
-            text = _("The queue “%s” goes on.") if done else _("The queue “%s” was not paused.")
-        self.message_user(request, text % clean(name), messages.SUCCESS if done else messages.WARNING)
+        if not user.has_perm(ARRANGE_PERMISSION):
+            return None
+        return reverse("admin:django_taskq_queue_arrange", current_app=self.admin_site.name)
 
 
 @admin.register(TaskType)
-class TaskTypeAdmin(ReadOnlyAdmin):
-    """Task paths that some worker knew when it started."""
+class TaskTypeAdmin(PausableAdmin):
+    """Task paths that some worker knew when it started, to be paused and resumed."""
 
+    scope = PauseScope.TASK
     order = Order(name="name", label=gettext_lazy("by name"), columns=("name",))
-    list_display = ["name", "queue", "seen_column"]
+    list_display = ["name", "queue", "state_column", "seen_column"]
     empty_text = gettext_lazy("No worker has announced a task yet.")
+
+    def find_page(self, form: Any, *, limit: int, after: str | None, before: str | None) -> Page:
+        page = super().find_page(form, limit=limit, after=after, before=before)
+        paused = pause_store.paused_types(alias(), clock.now())
+        for row in page.rows:
+            row.is_paused = row.name in paused
+        return page
+
+    @admin.display(description=gettext_lazy("state"))
+    def state_column(self, row: Any) -> SafeString | str:
+        return format_html('<span class="taskq-state taskq-paused">{}</span>', _("paused")) if row.is_paused else ""
 
     @admin.display(description=gettext_lazy("last announced"))
     def seen_column(self, row: TaskType) -> SafeString | str:
         return ago(row.seen_at)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        # Nothing here can be edited, which is how Django answers an attempt.
+        if not self.has_view_permission(request) or request.method not in ("GET", "HEAD"):
+            raise PermissionDenied
+        name = unquote(object_id)
+        row = TaskType.objects.using(alias()).filter(pk=name).first()
+        if row is None:
+            text = _("No worker has announced a task called “%(name)s”.") % {"name": clean(name)}
+            self.message_user(request, text, messages.WARNING)
+            return HttpResponseRedirect(self.list_link(TaskType) or "/")
+        pause = pausing.held(PauseScope.TASK, name)
+        query = urlencode({"task": name})
+        context = self.page_context(
+            request,
+            title=clean(name),
+            original=row,
+            seen=ago(row.seen_at),
+            queue_name=clean(row.queue),
+            queue_link=self.link_to(Queue, row.queue),
+            pause=pausing.facts(pause),
+            button=pausing.button(request, PauseScope.TASK, name, pause=pause, action=self.act_link("pause")),
+            live_link=self.list_link(Task, f"?{query}"),
+            dead_link=self.list_link(DeadTask, f"?{query}"),
+        )
+        return TemplateResponse(request, "admin/django_taskq/task_type.html", context)

@@ -103,6 +103,11 @@ class TaskForm(FilterForm):
 class LiveForm(TaskForm):
     states = (State.READY, State.SCHEDULED, State.RUNNING, State.WAITING, State.PARKED)
 
+    parked_on = forms.CharField(required=False, max_length=200, widget=forms.HiddenInput)
+
+    def wanted(self) -> TaskFilter:
+        return replace(super().wanted(), parked_on=self.cleaned_data["parked_on"])
+
 
 class FinishedForm(TaskForm):
     states = (State.SUCCEEDED, State.DEAD, State.CANCELLED)

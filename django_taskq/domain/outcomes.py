@@ -26,6 +26,7 @@ __all__ = [
     "Lost",
     "NotYet",
     "Outcome",
+    "Skipped",
     "Snoozed",
     "Succeeded",
     "TimedOut",
@@ -180,10 +181,19 @@ class Snoozed:
 
 @lean
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """The function, or what stands around it, raised Skip: a success without a result, and why."""
+
+    reason: str
+
+
+@lean
+@dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A cancel request was heard, or the function raised Cancel."""
+    """A cancel request was heard (``was_asked``), or the function raised Cancel of its own accord."""
 
     message: str = ""
+    was_asked: bool = False
 
 
 @lean
@@ -224,6 +234,7 @@ Outcome = (
     | BudgetOver
     | Expired
     | Unknown
+    | Skipped
     | Snoozed
     | Cancelled
     | Interrupted

@@ -96,7 +96,8 @@ class Exponential:
     def delay(self, attempt: int, draw: float) -> float:
         base, cap = float(self.base), float(self.cap)  # type: ignore[arg-type]  # made floats above
         try:
-            wait = min(base * self.factor ** (max(attempt, 1) - 1), cap)
+            # A float: a whole number would be worked out to its last digit.
+            wait = min(base * float(self.factor) ** (max(attempt, 1) - 1), cap)
         except OverflowError:
             wait = cap
         return min(wait * (1 + self.jitter * draw), MAX_WAIT)

@@ -23,6 +23,7 @@ from django_taskq.domain.outcomes import (
     Lost,
     NotYet,
     Outcome,
+    Skipped,
     Snoozed,
     Succeeded,
     TimedOut,
@@ -39,6 +40,7 @@ __all__ = [
     "Transition",
     "after_cancel",
     "after_replay",
+    "check_requeue",
     "decide",
     "initial_state",
     "may_leave_step",
@@ -131,6 +133,8 @@ def decide(facts: Facts, outcome: Outcome, *, now: datetime) -> Transition:  # n
             return Transition(state=State.SCHEDULED, run_after=now + timedelta(seconds=wait), attempt_back=True)
         case NotYet(run_after=run_after):
             return Transition(state=State.SCHEDULED, run_after=run_after, attempt_back=True)
+        case Skipped(reason=reason):
+            return Transition(state=State.SUCCEEDED, note=f"skipped: {reason}"[:300])
         case Snoozed() if facts.cancel_requested:
             return Transition(state=State.CANCELLED)
         case Snoozed(delay=wait):
@@ -222,6 +226,23 @@ def after_cancel(state: int) -> State | None:
     if state in LIVE:
         return State.CANCELLED
     raise InvalidTransition(f"a {State(state).name.lower()} task cannot be cancelled; it has ended")
+
+
+def check_requeue(state: int, ack: int, *, is_cancelled: bool) -> None:
+    """
+    Raise InvalidTransition for a task that cannot be stopped and sent back.
+
+    Only one that runs can, that may run a second time, and that nobody asked to stop for good.
+    """
+    if state != State.RUNNING:
+        raise InvalidTransition(
+            f"only a running task can be stopped and sent back, this one is {State(state).name.lower()}; "
+            "cancel it without requeue, or leave it alone"
+        )
+    if ack == Ack.FIRST:
+        raise InvalidTransition('its ack is "first", so it may not run a second time; cancel it without requeue')
+    if is_cancelled:
+        raise InvalidTransition("it was cancelled before, and ends when it listens; replay it then")
 
 
 def after_replay(state: int) -> State:

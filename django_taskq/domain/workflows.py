@@ -94,6 +94,10 @@ class Placeholder:
     def __repr__(self) -> str:
         return "previous" if self.name is None else f"result_of({self.name!r})"
 
+    def __format__(self, spec: str) -> str:
+        # Keys of limits and the like are made when a workflow is stored.
+        raise TypeError(f"{self!r} is known only when the task runs, so it cannot be part of a key")
+
 
 def check_allowance(value: object) -> bool | int | float:
     """Return ``allow_failures`` as given. Raise InvalidWorkflow unless it is a bool, a count, or a share up to 1.0."""

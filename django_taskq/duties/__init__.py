@@ -1,5 +1,5 @@
 """
-Upkeep that one worker at a time does for all: promote, rescue, snapshot, prune, reconcile.
+Upkeep that one worker at a time does for all: promote, tick, rescue, snapshot, prune, reconcile.
 
 Each duty is a function ``run_once(alias, options, now) -> count``, harmless when done twice.
 """

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django_taskq import conf, events
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import WorkflowState
-from django_taskq.models import Workflow
+from django_taskq.models import Limit, Lock, Workflow
 from django_taskq.store import retention
 from django_taskq.store.vendors import vendor_for
 
@@ -23,6 +23,8 @@ __all__ = ["prune", "run_once"]
 CHUNK = 5000
 # One round of the duty stops here, so that the other duties have their turn.
 MOST = 100_000
+_LOCKS_KEPT = timedelta(hours=1)
+_LIMITS_KEPT = timedelta(days=1)
 
 
 def run_once(alias: str, options: conf.Options, now: datetime) -> int:
@@ -42,15 +44,40 @@ def run_once(alias: str, options: conf.Options, now: datetime) -> int:
 
             count += prune(alias, chunk, state.name.lower())
     count += _prune_workflows(alias, options, now)
+    _sweep_locks(alias, now)
+    _prune_limits(alias, now)
     retention.delete_old(
         alias,
         statistics=None if kept.statistics is None else now - kept.statistics,
         snapshots=None if kept.snapshots is None else now - kept.snapshots,
         workers=None if kept.workers is None else now - kept.workers,
         audit=None if kept.audit is None else now - kept.audit,
+        keys=now,
+        ticks=None if kept.ticks is None else now - kept.ticks,
         limit=CHUNK,
     )
     return count
+
+
+def _sweep_locks(alias: str, now: datetime) -> None:
+    """Delete the locks that killed workers left behind, which nobody has taken since."""
+    before = now - _LOCKS_KEPT
+    if not Lock.objects.using(alias).filter(taken_at__lt=before).exists():
+        return
+    # Loaded by those who have locks.
+    from django_taskq.store import locks
+
+    locks.sweep(alias, before=before, limit=CHUNK)
+
+
+def _prune_limits(alias: str, now: datetime) -> None:
+    """Delete limits that nobody used for a day: keys made of arguments would else be kept for ever."""
+    before = now - _LIMITS_KEPT
+    if Limit.objects.using(alias).filter(used_at__lt=before).exists():
+        # Loaded by those who have limits.
+        from django_taskq.store import limits
+
+        limits.prune(alias, now=now, before=before, limit=CHUNK)
 
 
 def _prune_workflows(alias: str, options: conf.Options, now: datetime) -> int:

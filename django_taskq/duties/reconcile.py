@@ -6,10 +6,12 @@ import logging
 import uuid
 from datetime import datetime
 
+from django.db.models import Q
+
 from django_taskq import conf
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import WorkflowState
-from django_taskq.models import Task, Workflow
+from django_taskq.models import Limit, Task, Workflow
 
 __all__ = ["Round", "run_once"]
 
@@ -25,8 +27,9 @@ class Round:
 
 def run_once(alias: str, options: conf.Options, now: datetime, *, place: Round | None = None) -> int:
     """Look at the next workflows; return how many were mended. Without a ``place`` all of them, once."""
+    mended = _mend_limits(alias, now)
     if not _has_work(alias):
-        return 0
+        return mended
     # Loaded by those who have workflows.
     from django_taskq.lifecycle import reconcile
 
@@ -39,6 +42,19 @@ def run_once(alias: str, options: conf.Options, now: datetime, *, place: Round |
             count += more
     if count:
         logger.warning("%d workflows were at odds with their tasks and were mended", count)
+    return count + mended
+
+
+def _mend_limits(alias: str, now: datetime) -> int:
+    counted = Limit.objects.using(alias).filter(Q(held__gt=0) | Q(waits=True) | Q(promised__gt=0))
+    if not counted.exists() and not Task.objects.using(alias).filter(parked_on__isnull=False).exists():
+        return 0
+    # Loaded by those who have limits.
+    from django_taskq.lifecycle import limits
+
+    count = limits.reconcile(alias, now=now)
+    if count:
+        logger.warning("%d limits were at odds with their tasks and were mended", count)
     return count
 
 

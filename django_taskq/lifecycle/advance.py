@@ -350,7 +350,7 @@ def call_back(row: Workflow, role: Role, callbacks: dict[str, list[Any]], told: 
                 row.pk.int,
                 int(role),
                 len(before) or None,
-            )
+            )._replace(**stored.get("extras", {}))
         )
         dependencies += [
             Dependency(workflow_id=row.pk, node_id=uuid.UUID(int=number), predecessor_id=key, always=True)

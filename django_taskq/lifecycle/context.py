@@ -22,15 +22,22 @@ from django_taskq import clock, conf
 from django_taskq.domain import payload
 from django_taskq.exceptions import BudgetExceeded, InvalidOptions, TaskCancelled, TaskTimeout
 from django_taskq.lifecycle.definitions import Behaviour
-from django_taskq.store import tasks as store
 from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
 
-__all__ = ["Run", "captured_metadata", "current", "restored"]
+__all__ = ["Run", "Verdict", "captured_metadata", "current", "restored"]
 
 logger = logging.getLogger("django_taskq.task")
 
 _PROGRESS_SECONDS = 1.0
+
+
+class Verdict:
+    """What may be decided of an exception while it passes on, unchanged, to what stands further outside."""
+
+    UNDECODABLE = "undecodable"
+    GIVE_UP = "give_up"
+    RETRY = "retry"
 
 
 class Run:
@@ -45,11 +52,13 @@ class Run:
         "_progress_at",
         "_public_id",
         "alias",
+        "arguments",
         "behaviour",
         "budget_at",
         "cancel_event",
         "claim",
         "deadline_at",
+        "ends_at",
         "interrupted",
         "left_step",
         "metadata",
@@ -59,7 +68,13 @@ class Run:
         "stop_heard",
         "task",
         "timeout",
+        "verdict",
     )
+
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    """What the function gets. Set where something stands around the function."""
+    verdict: tuple[BaseException, str, float | None]
+    """What a middleware decided of an exception: one of ``Verdict``, and the wait. Not set before."""
 
     is_stored = True
     """Whether there is a row in the database that stands for this attempt."""
@@ -101,6 +116,10 @@ class Run:
         if limit is None or (self.budget_at is not None and self.budget_at < limit):
             limit = self.budget_at
         self.deadline_at: datetime | None = limit
+        # The same on a clock that never jumps, for those who end an attempt from outside.
+        self.ends_at: float | None = None
+        if limit is not None:
+            self.ends_at = clock.elapsed() + (limit - clock.from_timestamp(started)).total_seconds()
 
     @property
     def public_id(self) -> str:
@@ -146,6 +165,8 @@ class Run:
         if not is_last and tick - self._progress_at < _PROGRESS_SECONDS:
             return False
         self._progress_at = tick
+        from django_taskq.store import tasks as store
+
         store.save_progress(self.alias, self.public_id, done=done, total=total, note=note, now=clock.now())
         return True
 

@@ -16,22 +16,25 @@ from typing import Any
 
 from django_taskq import clock, conf, events
 from django_taskq.domain.states import DeadReason, State
-from django_taskq.domain.transitions import after_cancel, after_replay
+from django_taskq.domain.transitions import after_cancel, after_replay, check_requeue
 from django_taskq.domain.workflows import Role
 from django_taskq.exceptions import InvalidTransition, TaskNotFound
 from django_taskq.lifecycle import definitions, wake, workflows
-from django_taskq.lifecycle.enqueue import main_database
-from django_taskq.models import FinishedTask
+from django_taskq.lifecycle.databases import main_database
+from django_taskq.lifecycle.forgo import end_waiting
+from django_taskq.lifecycle.pausing import pause, resume
+from django_taskq.models import FinishedTask, Task
 from django_taskq.models.tasks import TaskRow
-from django_taskq.store import queues as queue_store
 from django_taskq.store import tasks as store
 from django_taskq.store import workflows as workflow_store
+from django_taskq.store.vendors import vendor_for
 
 __all__ = [
     "Changed",
     "cancel",
     "cancel_workflows",
     "discard",
+    "forget_keys",
     "kill",
     "pause",
     "replay",
@@ -84,7 +87,12 @@ def _one_or_many(ids: Any, changed: Changed) -> Changed:
 
 
 def cancel(
-    ids: str | uuid.UUID | Iterable[Any], *, actor: str = "", reason: str = "", alias: str | None = None
+    ids: str | uuid.UUID | Iterable[Any],
+    *,
+    actor: str = "",
+    reason: str = "",
+    requeue: bool = False,
+    alias: str | None = None,
 ) -> Changed:
     """
     Cancel tasks: waiting ones at once, running ones by asking.
@@ -92,7 +100,9 @@ def cancel(
     A running task hears of it within a heartbeat; it ends as cancelled when it
     listens (``raise_if_cancelled``, a coroutine's ``await``), and ends as it
     likes when it does not. Cancelled tasks never come back by themselves.
-    Raise TaskNotFound for a single id that does not exist.
+    ``requeue``: only running ones, and they come back, ready and with the attempt given back.
+    Raise TaskNotFound for a single id that does not exist, and with ``requeue`` InvalidTransition
+    for a single one that cannot be stopped and sent back.
     """
     alias = _alias(alias)
     now = clock.now()
@@ -101,14 +111,26 @@ def cancel(
     skipped: list[tuple[str, str]] = []
     for part in _chunks(ids):
         missed: Sequence[Any] = part
+        ended: Sequence[TaskRow]
         for _ in range(_CANCEL_TURNS):
             if not missed:
                 break
-            ended, running, missed = _cancel_once(alias, missed, skipped, now=now)
+            if requeue:
+                ended, (running, missed) = [], _requeue_once(alias, missed, skipped)
+            else:
+                ended, running, missed = _cancel_once(alias, missed, skipped, now=now)
             done += [str(row.pk) for row in ended]
             asked += [str(row.pk) for row in running]
             if ended or running:
-                store.audit(alias, actor=actor, action="cancel", now=now, reason=reason, rows=[*ended, *running])
+                store.audit(
+                    alias,
+                    actor=actor,
+                    action="cancel",
+                    now=now,
+                    reason=reason,
+                    rows=[*ended, *running],
+                    detail={"requeue": True} if requeue else None,
+                )
             events.emit_on_commit(
                 events.TaskCancelled,
                 (
@@ -120,7 +142,30 @@ def cancel(
                 using=alias,
             )
         skipped += [(str(key), "it moved on faster than it could be cancelled") for key in missed]
-    return _one_or_many(ids, Changed(ids=tuple(done), asked=tuple(asked), skipped=tuple(skipped)))
+    changed = _one_or_many(ids, Changed(ids=tuple(done), asked=tuple(asked), skipped=tuple(skipped)))
+    if requeue and isinstance(ids, str | uuid.UUID) and changed.skipped:
+        raise InvalidTransition(changed.skipped[0][1])
+    return changed
+
+
+def _requeue_once(
+    alias: str, ids: Sequence[Any], skipped: list[tuple[str, str]]
+) -> tuple[Sequence[TaskRow], Sequence[uuid.UUID]]:
+    """Return the running tasks that were asked to stop and come back, and the ids of those that moved on meanwhile."""
+    fit: list[TaskRow] = []
+    for row in _rows(alias, ids, skipped):
+        try:
+            check_requeue(row.state, row.ack, is_cancelled=isinstance(row, Task) and _stops_for_good(row))
+        except InvalidTransition as error:
+            skipped.append((str(row.pk), str(error)))
+        else:
+            fit.append(row)
+    asked = store.request_requeue(alias, [row.pk for row in fit]) if fit else set()
+    return [row for row in fit if row.pk in asked], [row.pk for row in fit if row.pk not in asked]
+
+
+def _stops_for_good(row: Task) -> bool:
+    return row.cancel and not store.wants_requeue(row)
 
 
 def _cancel_once(
@@ -141,7 +186,7 @@ def _cancel_once(
         else:
             waiting.append(row.pk)
             flows.update({row.workflow_id} - {None})
-    work = partial(store.end_waiting, alias, waiting, state=State.CANCELLED, now=now)
+    work = partial(end_waiting, alias, waiting, state=State.CANCELLED, now=now)
     ended = workflows.end_members(alias, flows, work, now=now)
     asked = store.request_cancel(alias, [row.pk for row in running]) if running else set()
     # Claimed in between, or sent back to wait: a request that found no row would be lost without a word.
@@ -165,7 +210,8 @@ def replay(
 
     Steps that succeeded keep their results and are not run again; ``from_start`` forgets them.
     A task whose name leads to no definition here is skipped unless ``force``: it would only die
-    again. Two replays of one task at once send it back once. Raise TaskNotFound for a single unknown id.
+    again. So is one whose unique key a live task holds. Two replays of one task at once send it
+    back once. Raise TaskNotFound for a single unknown id.
     """
     alias = _alias(alias)
     now = clock.now()
@@ -173,6 +219,7 @@ def replay(
     skipped: list[tuple[str, str]] = []
     for part in _chunks(ids):
         fit: list[uuid.UUID] = []
+        keys: dict[str, str] = {}
         members: list[FinishedTask] = []
         for row in _rows(alias, part, skipped):
             try:
@@ -189,6 +236,8 @@ def replay(
             if isinstance(row, FinishedTask) and row.workflow_id is not None and row.role == Role.MEMBER:
                 members.append(row)
             fit.append(row.pk)
+            if row.unique_key is not None:
+                keys[str(row.pk)] = row.unique_key
         inside = {row.pk for row in members}
         rows = store.replay(
             alias, [key for key in fit if key not in inside], now=now, attempts=attempts, from_start=from_start
@@ -221,8 +270,19 @@ def replay(
         )
         done += [str(row.pk) for row in rows]
         gone = {str(key) for key in fit} - set(done)
-        skipped += [(key, "somebody else was faster") for key in sorted(gone)]
+        holders = _holders(alias, [key for public_id, key in keys.items() if public_id in gone])
+        skipped += [(key, holders.get(keys.get(key, ""), "somebody else was faster")) for key in sorted(gone)]
     return _one_or_many(ids, Changed(ids=tuple(done), skipped=tuple(skipped)))
+
+
+def _holders(alias: str, keys: Sequence[str]) -> dict[str, str]:
+    """Return for each unique key that a live task holds a sentence that says so."""
+    if not keys:
+        return {}
+    return {
+        key: f"task {uuid.UUID(int=holder.id)} has its unique key {key!r}; replay it when that one has ended"
+        for key, holder in vendor_for(alias).holders(keys).items()
+    }
 
 
 def _is_known(name: str) -> bool:
@@ -285,7 +345,7 @@ def kill(
         rows = _rows(alias, part, skipped)
         fit = [row for row in rows if not isinstance(row, FinishedTask) and row.state != State.RUNNING]
         work = partial(
-            store.end_waiting,
+            end_waiting,
             alias,
             [row.pk for row in fit],
             state=State.DEAD,
@@ -316,6 +376,25 @@ def kill(
             using=alias,
         )
     return _one_or_many(ids, Changed(ids=tuple(done), skipped=tuple(skipped)))
+
+
+def forget_keys(keys: Sequence[str], *, actor: str = "", reason: str = "", alias: str | None = None) -> int:
+    """
+    Forget idempotency keys, as they are stored, before their time; return how many there were.
+
+    The next enqueue with such a key stores a new task.
+    """
+    # Loaded by those who have keys.
+    from django_taskq.store import keys as key_store
+
+    alias = _alias(alias)
+    now = clock.now()
+    count = 0
+    for key in keys:
+        if key_store.delete(alias, [key]):
+            count += 1
+            store.audit(alias, actor=actor, action="forget", now=now, reason=reason, target=key)
+    return count
 
 
 def cancel_workflows(ids: Iterable[Any], *, actor: str = "", reason: str = "", alias: str | None = None) -> Changed:
@@ -372,32 +451,3 @@ def _workflows(alias: str, ids: Iterable[Any], skipped: list[tuple[str, str]]) -
             skipped.append((str(public_id), "not found"))
         else:
             yield row.pk
-
-
-def pause(queue: str, *, actor: str = "", reason: str = "", alias: str | None = None) -> bool:
-    """
-    Stop all workers from claiming from a queue, within a second; return False if it was paused already.
-
-    Enqueueing goes on, running tasks finish.
-    """
-    alias = _alias(alias)
-    now = clock.now()
-    if not queue_store.pause(alias, queue, actor=actor, reason=reason, now=now):
-        return False
-    store.audit(alias, actor=actor, action="pause", now=now, reason=reason, target=queue)
-    if events.wanted(events.QueuePaused):
-        paused = events.QueuePaused(queue=queue, actor=actor, reason=reason)
-        events.emit_on_commit(events.QueuePaused, [paused], using=alias)
-    return True
-
-
-def resume(queue: str, *, actor: str = "", reason: str = "", alias: str | None = None) -> bool:
-    """Let workers claim from a paused queue again; return False if it was not paused."""
-    alias = _alias(alias)
-    if not queue_store.resume(alias, queue):
-        return False
-    store.audit(alias, actor=actor, action="resume", now=clock.now(), reason=reason, target=queue)
-    wake.after_commit(alias, queue, ready=True, notify=conf.options().notify)
-    if events.wanted(events.QueueResumed):
-        events.emit_on_commit(events.QueueResumed, [events.QueueResumed(queue=queue, actor=actor)], using=alias)
-    return True

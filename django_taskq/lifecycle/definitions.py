@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from django_taskq import conf
 from django_taskq.compat import contracts
@@ -28,6 +28,7 @@ __all__ = [
     "any_coroutines",
     "behaviour_of",
     "behaviour_of_claim",
+    "checks_of",
     "find",
     "forget_all",
     "is_coroutine",
@@ -50,6 +51,8 @@ class Behaviour:
     expires: timedelta | None
     ack: Ack
     keep_result: float | None
+    has_around: bool = False
+    """Whether anything stands around the function: middleware, or the checks of its arguments."""
 
 
 _registry: dict[str, Any] = {}
@@ -188,7 +191,14 @@ def behaviour_of(task: Any, queue: str, options: conf.Options, overrides: dict[s
         expires=_first(getattr(task, "expires", None), shared.expires, options.expires),
         ack=_ack(_first(call.get("ack"), getattr(task, "ack", None), options.ack)),
         keep_result=_seconds(option("keep_result")),
+        has_around=bool(options.middleware or getattr(task, "middleware", ()) or checks_of(task, options)),
     )
+
+
+def checks_of(task: Any, options: conf.Options) -> Literal["signature"] | bool:
+    """Return what is checked of a task's arguments: nothing, that they fit the signature, or their types, too."""
+    own: Literal["signature"] | bool | None = getattr(task, "validate", None)
+    return options.validate if own is None else own
 
 
 def behaviour_of_claim(name: str, queue: str, stored: str | None, task: Any, options: conf.Options) -> Behaviour:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Protocol
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
-from django.db import DatabaseError, router, transaction
+from django.db import DatabaseError, transaction
 
 from django_taskq import clock, conf, events
 from django_taskq.domain import payload
@@ -23,22 +25,25 @@ from django_taskq.domain.retry import curve_to_data
 from django_taskq.domain.states import State
 from django_taskq.domain.transitions import initial_state
 from django_taskq.domain.values import lean
-from django_taskq.exceptions import EnqueueCancelled, EnqueueTimeout, InvalidOptions
+from django_taskq.exceptions import EnqueueCancelled, EnqueuePaused, EnqueueTimeout, InvalidOptions, QueueFull
 from django_taskq.ids import task_ids
 from django_taskq.lifecycle import context, definitions, wake
-from django_taskq.models import Task
+from django_taskq.lifecycle.databases import database_for
 from django_taskq.store.rows import NewTask
 from django_taskq.store.vendors import vendor_for
+
+if TYPE_CHECKING:
+    from django_taskq.lifecycle.deduplicate import Found, Keyed
 
 __all__ = [
     "Stored",
     "Withdrawal",
+    "arranged",
     "columns_of",
-    "database_for",
     "enqueue",
     "enqueue_many",
-    "main_database",
-    "options_for",
+    "extras_of",
+    "has_extras",
     "public_id",
 ]
 
@@ -46,15 +51,29 @@ __all__ = [
 logger = logging.getLogger("django_taskq")
 
 
+# Positional and keyword arguments; and those of a definition as they are stored.
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+ArrangedCall = tuple[Any, tuple[Any, ...], Mapping[str, Any]]
+
+
 @lean
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Tasks that were stored: their ids as integers, the moment, the state, and the database."""
+    """
+    Tasks that were stored, or dropped: their ids as integers, the moment, the state, and the database.
+
+    ``found``: by place, those that were there already. ``calls``: each task with its arguments as it is stored,
+    where that may differ from what was asked for.
+    """
 
     ids: Sequence[int]
     created_at: datetime
     state: State
     alias: str
+    calls: Sequence[ArrangedCall] | None = None
+    found: Mapping[int, Found] = field(default_factory=dict)
+    dropped: QueueFull | None = None
+    """Why nothing was stored, where the queue was full and its policy is "drop"."""
 
 
 class Withdrawal:
@@ -131,26 +150,6 @@ recorders: list[Recorder] = []
 workflow_recorders: list[Callable[[Sequence[Any], str], None]] = []
 
 
-def database_for(options: conf.Options) -> str:
-    """Return the database that tasks go to: the DATABASE option, else what the routers say."""
-    return options.database or router.db_for_write(Task)
-
-
-def main_database() -> str:
-    """Return the database of the project's main backend: where everybody looks who names no other."""
-    return database_for(conf.options(conf.main_alias()))
-
-
-def options_for(database: str) -> conf.Options:
-    """Return the options of the backend that stores its tasks in a database; those of ``TASKQ`` where none does."""
-    main = conf.main_alias()
-    for alias in sorted(conf.aliases(), key=lambda alias: alias != main):
-        options = conf.options(alias)
-        if database_for(options) == database:
-            return options
-    return conf.options()
-
-
 def enqueue(
     task: Any,
     args: tuple[Any, ...],
@@ -159,18 +158,37 @@ def enqueue(
     *,
     withdrawal: Withdrawal | None = None,
     on_stored: Callable[[Stored], Any] | None = None,
+    is_accepted: bool = False,
+    extra: Mapping[str, Any] | None = None,
 ) -> Stored:
     """
-    Store one task and return its id and state.
+    Store one task and return its id and state. ``extra`` is kept among its options.
 
-    Raise InvalidPayload, PayloadTooLarge or InvalidOptions before the database is asked;
+    ``is_accepted``: part of work that was accepted before (the tick of a schedule), so never refused.
+    Raise InvalidPayload, PayloadTooLarge or InvalidOptions before the database is asked; EnqueuePaused or
+    QueueFull where there is a rule against new tasks just now;
     EnqueueCancelled if the caller gives up by the ``withdrawal``, EnqueueTimeout if the
     task's ``enqueue_timeout`` was not enough. After either no row is left.
     """
     name = definitions.stored_name(task)
+    calls: list[ArrangedCall] | None = None
     try:
+        if _is_arranged(task, options):
+            task, args, kwargs = arranged(task, args, kwargs, options)
+            calls = [(task, args, kwargs)]
         text = payload.encode_arguments(args, kwargs, limit=options.max_payload_bytes)
-        return _store(task, name, [text], options, withdrawal, on_stored)
+        return _store(
+            task,
+            name,
+            [text],
+            [(args, kwargs)],
+            options,
+            withdrawal=withdrawal,
+            on_stored=on_stored,
+            calls=calls,
+            extra=extra,
+            is_accepted=is_accepted,
+        )
     except Exception as error:
         _tell_rejected(name, task.queue_name, error)
         raise
@@ -186,12 +204,41 @@ def enqueue_many(
     """Store a task for each (args, kwargs) in one go, all or none; return their ids in the same order."""
     name = definitions.stored_name(task)
     try:
+        pairs = list(calls)
+        if _is_arranged(task, options):
+            from django_taskq.lifecycle.arrange import store_each
+
+            arranged_calls = [arranged(task, *call, options) for call in pairs]
+            return store_each(arranged_calls, task, name, options, partial(_store, on_stored=on_stored))
         limit, encode = options.max_payload_bytes, payload.encode_arguments
-        texts = [encode(args, kwargs, limit=limit) for args, kwargs in calls]
-        return _store(task, name, texts, options, None, on_stored)
+        texts = [encode(args, kwargs, limit=limit) for args, kwargs in pairs]
+        return _store(task, name, texts, pairs, options, on_stored=on_stored)
     except Exception as error:
         _tell_rejected(name, task.queue_name, error)
         raise
+
+
+def _is_arranged(task: Any, options: conf.Options) -> bool:
+    return bool(
+        options.enqueue_middleware
+        or options.validate
+        or getattr(task, "validate", None)
+        or getattr(task, "enqueue_middleware", None)
+    )
+
+
+def arranged(task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: conf.Options) -> ArrangedCall:
+    """
+    Return a call as it is to be stored, after its enqueue middleware and the checks of its arguments.
+
+    Raise InvalidArguments, or what a middleware raises to refuse it.
+    """
+    if not _is_arranged(task, options):
+        return task, args, kwargs
+    # Loaded by those who have any of it.
+    from django_taskq.lifecycle.arrange import arrange
+
+    return arrange(task, args, kwargs, options)
 
 
 def _tell_rejected(name: str, queue: str, error: BaseException) -> None:
@@ -199,47 +246,161 @@ def _tell_rejected(name: str, queue: str, error: BaseException) -> None:
         events.emit(events.EnqueueRejected(task=name, queue=queue, error=error))
 
 
+def _has_keys(task: Any) -> bool:
+    """Return whether a task may be there already."""
+    return bool(getattr(task, "unique", None)) or getattr(task, "idempotency_key", None) is not None
+
+
+def _deduplicate() -> ModuleType:
+    # Loaded by those who have unique tasks.
+    return import_module("django_taskq.lifecycle.deduplicate")
+
+
 def _store(
     task: Any,
     name: str,
     texts: Sequence[str],
+    pairs: Sequence[Call],
     options: conf.Options,
-    withdrawal: Withdrawal | None,
-    on_stored: Callable[[Stored], Any] | None,
+    *,
+    withdrawal: Withdrawal | None = None,
+    on_stored: Callable[[Stored], Any] | None = None,
+    calls: Sequence[ArrangedCall] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    is_accepted: bool = False,
 ) -> Stored:
+    """Store calls of one definition, given by their JSON texts and, for the keys made of them, as they are."""
     alias = database_for(options)
-    queue: str = task.queue_name
     now = clock.now()
+    has_keys = _has_keys(task)
+    if has_keys:
+        task = _deduplicate().delayed(task, now)
     run_after: datetime | None = task.run_after
     state = initial_state(run_after, now=now)
-    shared = columns_of(task, name, options, state=state, now=now)
-    ids: Sequence[int] = [task_ids.one()] if len(texts) == 1 else task_ids.many(len(texts))
-    rows = [NewTask(number, *shared, text) for number, text in zip(ids, texts, strict=True)]  # type: ignore[call-arg]
-    stored = Stored(ids=ids, created_at=now, state=state, alias=alias)
+    rows = _rows(task, name, texts, pairs, columns_of(task, name, options, state=state, now=now, extra=extra))
+    keyed: Keyed | None = None
+    if has_keys:
+        keyed = _deduplicate().keyed(task, name, rows, pairs, options)
+        rows = keyed.rows
+    stored = Stored(ids=[row.id for row in rows], created_at=now, state=state, alias=alias, calls=calls)
     on_commit: bool | None = getattr(task, "enqueue_on_commit", None)
-    on_commit = options.enqueue_on_commit if on_commit is None else on_commit
+    # Whether a task is there already has to be known by now: its transaction stores it if and only if it commits.
+    # What was accepted (a tick) is noted in this transaction, so it is stored there, whatever a middleware changed.
+    on_commit = keyed is None and not is_accepted and (options.enqueue_on_commit if on_commit is None else on_commit)
     if recorders:
         recorders[-1](task, stored, rows, on_commit=on_commit)
         return stored
 
-    def insert() -> None:
-        if rows:
-            vendor_for(alias).insert(rows)
-            wake.after_commit(alias, queue, ready=state == State.READY, notify=options.notify)
-            _announce(stored, task, name, queue, run_after, on_stored)
-
     given_up_by: threading.Event | None = getattr(task, "cancel", None)
     if withdrawal is None and given_up_by is not None:
         withdrawal = Withdrawal(given_up_by)
+    if not is_accepted and rows:
+        refusal = _ask_admission(task, name, alias, len(rows), options, state, withdrawal, keyed)
+        if refusal is not None:
+            return replace(stored, dropped=refusal)
+
+    def insert() -> None:
+        nonlocal stored
+        stored = _insert(stored, rows, keyed, task, name, options, on_stored)
+
     limit: Any = getattr(task, "enqueue_timeout", None)
     work = insert if withdrawal is None and limit is None else partial(_bounded, insert, alias, limit, withdrawal)
     if on_commit:
         # Without a transaction it runs at once, and whoever called this tells what goes wrong.
         is_late = vendor_for(alias).connection.in_atomic_block
-        transaction.on_commit(partial(_after_commit, work, name, queue, is_late=is_late), using=alias)
+        transaction.on_commit(partial(_after_commit, work, name, task.queue_name, is_late=is_late), using=alias)
     else:
         work()
     return stored
+
+
+def _rows(
+    task: Any, name: str, texts: Sequence[str], pairs: Sequence[Call], shared: tuple[Any, ...]
+) -> Sequence[NewTask]:
+    ids: Sequence[int] = [task_ids.one()] if len(texts) == 1 else task_ids.many(len(texts))
+    rows = [NewTask(number, *shared, text) for number, text in zip(ids, texts, strict=True)]  # type: ignore[call-arg]
+    if has_extras(task):
+        rows = [
+            row._replace(**extras_of(task, name, args, kwargs)) for row, (args, kwargs) in zip(rows, pairs, strict=True)
+        ]
+    return rows
+
+
+def _insert(
+    stored: Stored,
+    rows: Sequence[NewTask],
+    keyed: Keyed | None,
+    task: Any,
+    name: str,
+    options: conf.Options,
+    on_stored: Callable[[Stored], Any] | None,
+) -> Stored:
+    """Insert the rows, and tell of it once they are committed; return what was stored."""
+    queue: str = task.queue_name
+    if keyed is not None:
+        stored = _deduplicate().insert(keyed, stored, notify=options.notify)
+    elif rows:
+        vendor_for(stored.alias).insert(rows)
+    else:
+        return stored
+    if len(stored.found) < len(rows):
+        wake.after_commit(stored.alias, queue, ready=stored.state == State.READY, notify=options.notify)
+    _announce(stored, task, name, queue, task.run_after, on_stored)
+    return stored
+
+
+def has_extras(task: Any) -> bool:
+    """Return whether tasks of a definition have columns that are made of each call's arguments."""
+    return bool(getattr(task, "limits", None)) or getattr(task, "fair_key", None) is not None
+
+
+def extras_of(task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the columns of a stored task that are made of its arguments.
+
+    Raise InvalidOptions for keys that cannot be made of them, InvalidPayload for arguments that do not fit.
+    """
+    # Loaded by those who have any.
+    from django_taskq.lifecycle import keys
+
+    return {"limits": keys.limits_of(task, name, args, kwargs), "fair_key": keys.fair_key_of(task, args, kwargs)}
+
+
+def _ask_admission(
+    task: Any,
+    name: str,
+    alias: str,
+    count: int,
+    options: conf.Options,
+    state: State,
+    withdrawal: Withdrawal | None,
+    keyed: Keyed | None,
+) -> QueueFull | None:
+    """
+    Raise EnqueuePaused or QueueFull, or return why the tasks are dropped; None: store them.
+
+    Calls that only get tasks which are there already add nothing, so they are not refused.
+    """
+    from django_taskq.lifecycle import admission
+
+    queue = task.queue_name
+    try:
+        admission.check_pauses(alias, ((name, queue),), options)
+    except EnqueuePaused:
+        if keyed is None or not _deduplicate().adds_nothing(keyed, alias, now=clock.now()):
+            raise
+        return None
+    rule = options.queues.get(queue)
+    # What is for later does not count, and is not refused.
+    if rule is None or rule.max_ready is None or state != State.READY:
+        return None
+    if keyed is not None and _deduplicate().adds_nothing(keyed, alias, now=clock.now()):
+        return None
+    refusal = admission.find_room(task, alias, queue, count, rule, withdrawal)
+    if refusal is not None and events.wanted(events.EnqueueDropped):
+        told = events.EnqueueDropped(task=name, queue=queue, count=count, depth=refusal.depth, bound=refusal.bound)
+        events.emit(told)
+    return refusal
 
 
 def columns_of(
@@ -322,8 +483,11 @@ def _announce(
     run_after: datetime | None,
     on_stored: Callable[[Stored], Any] | None,
 ) -> None:
+    count = len(stored.ids) - len(stored.found)
+    if not count:
+        return
     if events.wanted(events.TasksStored):
-        told = events.TasksStored(task=name, queue=queue, count=len(stored.ids), alias=stored.alias)
+        told = events.TasksStored(task=name, queue=queue, count=count, alias=stored.alias)
         events.emit_on_commit(events.TasksStored, [told], using=stored.alias)
     if not events.wanted(events.TaskEnqueued):
         return
@@ -340,6 +504,7 @@ def _announce(
                 result=None if results is None else results[at],
             )
             for at, number in enumerate(stored.ids)
+            if at not in stored.found
         ),
         using=stored.alias,
     )

@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -29,6 +30,7 @@ from django_taskq.domain.outcomes import (
     Interrupted,
     NotYet,
     Outcome,
+    Skipped,
     Snoozed,
     Succeeded,
     TimedOut,
@@ -43,17 +45,18 @@ from django_taskq.exceptions import (
     GiveUp,
     InvalidPayload,
     Retry,
+    Skip,
     Snooze,
     TaskCancelled,
     TaskTimeout,
     error_class_path,
 )
-from django_taskq.lifecycle import definitions, results
-from django_taskq.lifecycle.context import Run, current, restored
+from django_taskq.lifecycle import definitions
+from django_taskq.lifecycle.context import Run, Verdict, current, restored
 from django_taskq.lifecycle.errors import describe
 from django_taskq.store.rows import Claim
 
-__all__ = ["acall", "call", "describe", "outcome_of", "prepare", "timed_out"]
+__all__ = ["acall", "call", "describe", "on_a_good_connection", "outcome_of", "prepare", "timed_out"]
 
 # How soon a task that nobody here knows is offered to other workers again.
 _UNKNOWN_RETRY_SECONDS = 5.0
@@ -72,7 +75,7 @@ def prepare(claim: Claim, options: conf.Options, alias: str, *, offset: timedelt
     """
     started = clock.timestamp()
     if claim.cancel:
-        return Cancelled("cancel requested before the start")
+        return Cancelled("cancel requested before the start", was_asked=True)
     if claim.run_after is not None or claim.deadline_at is not None or claim.expires_at is not None:
         now = clock.from_timestamp(started) + offset
         if claim.run_after is not None and (claim.run_after - now).total_seconds() > _EARLY_SECONDS:
@@ -122,8 +125,8 @@ def call(run: Run) -> tuple[Outcome, BaseException | None]:
         if run.claim.options is not None and _REFERENCES in run.claim.options:
             _fill(run.claim.options, args, kwargs, run.alias)
         if run.task.takes_context:
-            args.insert(0, results.context_of(run))
-        function = run.task.func
+            args.insert(0, _context_of(run))
+        function = _wrapped(run) if run.behaviour.has_around else run.task.func
         if run.metadata:
             with restored(run.metadata):
                 value = function(*args, **kwargs)
@@ -136,6 +139,13 @@ def call(run: Run) -> tuple[Outcome, BaseException | None]:
         current.reset(token)
 
 
+def _context_of(run: Run) -> Any:
+    # Loaded by those who take a context.
+    from django_taskq.lifecycle.results import context_of
+
+    return context_of(run)
+
+
 async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
     """Run a coroutine task on this event loop, cancelled when its time is over."""
     token = current.set(run)
@@ -146,15 +156,16 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         return Undecodable(error=describe(error)), error
     try:
         if run.claim.options is not None and _REFERENCES in run.claim.options:
-            await asyncio.to_thread(_on_a_good_connection, _fill, run.claim.options, args, kwargs, run.alias)
+            await asyncio.to_thread(on_a_good_connection, _fill, run.claim.options, args, kwargs, run.alias)
         if run.task.takes_context:
-            args.insert(0, await asyncio.to_thread(_on_a_good_connection, results.context_of, run))
+            args.insert(0, await asyncio.to_thread(on_a_good_connection, _context_of, run))
         remaining = run.remaining
         limit = asyncio.timeout(None if remaining is None else remaining.total_seconds())
         with restored(run.metadata):
             try:
                 async with limit:
-                    value = await run.task.func(*args, **kwargs)
+                    function = _wrapped(run) if run.behaviour.has_around else run.task.func
+                    value = await function(*args, **kwargs)
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -166,6 +177,14 @@ async def acall(run: Run) -> tuple[Outcome, BaseException | None]:
         current.reset(token)
 
 
+def _wrapped(run: Run) -> Callable[..., Any]:
+    """Return the function with its middleware, and its arguments and result made of their annotations."""
+    # Loaded by tasks that have any of it.
+    from django_taskq.lifecycle import around
+
+    return partial(around.acall if definitions.is_coroutine(run.task) else around.call, run)
+
+
 def _fill(options: str, args: list[Any], kwargs: dict[str, Any], alias: str) -> None:
     """Put the results of others where the arguments wait for them."""
     from django_taskq.lifecycle import references
@@ -173,7 +192,7 @@ def _fill(options: str, args: list[Any], kwargs: dict[str, Any], alias: str) -> 
     references.fill(options, args, kwargs, alias)
 
 
-def _on_a_good_connection(work: Callable[..., Any], *args: Any) -> Any:
+def on_a_good_connection(work: Callable[..., Any], *args: Any) -> Any:
     """Do something for a coroutine, on a thread of the loop's pool whose connection may have died meanwhile."""
     close_old_connections()
     try:
@@ -198,6 +217,20 @@ def timed_out(run: Run) -> Outcome:
 
 def outcome_of(run: Run, error: BaseException) -> Outcome:
     """Return the outcome of an attempt that raised."""
+    return _as_decided(run, error) or _as_raised(run, error)
+
+
+def _as_decided(run: Run, error: BaseException) -> Outcome | None:
+    """Return the outcome that does not depend on what kind of error it is."""
+    match _verdict(run, error):
+        case Verdict.UNDECODABLE:
+            return Undecodable(error=describe(error))
+        case Verdict.GIVE_UP:
+            return GaveUp(error=describe(error))
+    return Skipped(clean_text(str(error), 300)) if isinstance(error, Skip) else None
+
+
+def _as_raised(run: Run, error: BaseException) -> Outcome:
     match error:
         case Snooze(delay=delay):
             return Snoozed(delay)
@@ -210,7 +243,8 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:
             # Nobody asked the task to stop: its worker had to go.
             return Interrupted()
         case Cancel():
-            return Cancelled(clean_text(str(error), 300))
+            was_asked = run.cancelled and isinstance(error, TaskCancelled)
+            return Cancelled(clean_text(str(error), 300), was_asked=was_asked)
         case BudgetExceeded():
             return BudgetOver(error=describe(error))
         case TaskTimeout():
@@ -218,12 +252,18 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:
         case asyncio.CancelledError() if run.interrupted:
             return Interrupted()
         case asyncio.CancelledError() if run.cancelled:
-            return Cancelled("cancel requested")
+            return Cancelled("cancel requested", was_asked=True)
         case InvalidPayload() if not run.interrupted and (_is_from_result(error) or _is_from_step(run, error)):
             return Undecodable(error=describe(error))
     if _is_crash(error, run.options.crash_exceptions):
         return Crashed(error=describe(error))
     return Failed(error=describe(error), retry_in=_backoff(run, error))
+
+
+def _verdict(run: Run, error: BaseException) -> str | None:
+    """Return what a middleware decided of this exception; None where none did."""
+    found = getattr(run, "verdict", None)
+    return found[1] if found is not None and found[0] is error else None
 
 
 def _is_from_result(error: BaseException) -> bool:
@@ -247,11 +287,13 @@ def _is_crash(error: BaseException, listed: tuple[str, ...]) -> bool:
 
 def _backoff(run: Run, error: BaseException) -> float | None:
     """Return the seconds to wait, or None for "do not retry"; a callable that fails counts as the default curve."""
+    if _verdict(run, error) == Verdict.RETRY:
+        return run.verdict[2]
     backoff: Curve | Callable[[BaseException, Any], float | None] = run.behaviour.backoff
     if isinstance(backoff, Curve):
         return backoff.delay(run.attempt, random.random())
     try:
-        result = results.context_of(run).task_result
+        result = _context_of(run).task_result
         wait = backoff(error, result)
         return None if wait is None else max(float(wait), 0.0)
     except Exception as failure:
@@ -279,12 +321,14 @@ def run_immediately(result: Any, *, sender: type[Any]) -> None:
     put(status=status.RUNNING, state="running", started_at=now, last_attempted_at=now)
     contract.signals.task_started.send(sender=sender, task_result=result)
     try:
-        args = [results.make_context(_immediate_run(result, now), result)] if result.task.takes_context else []
-        value = result.task.call(*args, *result.args, **result.kwargs)
+        value = _call_immediately(_immediate_run(result, now))
         text = payload.encode_value(value, limit=conf.options().max_result_bytes)
         put(_return_value=payload.decode_value(text))
     except KeyboardInterrupt:
         raise
+    except Skip:
+        put(status=status.SUCCESSFUL, state="succeeded", finished_at=clock.now())
+        contract.signals.task_finished.send(sender, task_result=result)
     except BaseException as error:
         found = describe(error)
         result.errors.append(contract.base.TaskError(exception_class_path=found.class_path, traceback=found.traceback))
@@ -295,10 +339,22 @@ def run_immediately(result: Any, *, sender: type[Any]) -> None:
         contract.signals.task_finished.send(sender, task_result=result)
 
 
+def _call_immediately(run: _ImmediateRun) -> Any:
+    task, result = run.task, run.result
+    args = [_context_of(run)] if task.takes_context else []
+    if not run.behaviour.has_around:
+        return task.call(*args, *result.args, **result.kwargs)
+    function = _wrapped(run)
+    called = async_to_sync(function) if definitions.is_coroutine(task) else function
+    return called(*args, *result.args, **result.kwargs)
+
+
 class _ImmediateRun(Run):
     """The run of a task that has no row: nobody can cancel it or look at its progress."""
 
-    __slots__ = ()
+    __slots__ = ("result",)
+
+    result: Any
 
     is_stored = False
 
@@ -306,7 +362,7 @@ class _ImmediateRun(Run):
         return False
 
 
-def _immediate_run(result: Any, started: datetime) -> Run:
+def _immediate_run(result: Any, started: datetime) -> _ImmediateRun:
     options = conf.options()
     behaviour = definitions.behaviour_of(result.task, result.task.queue_name, options)
     user = getattr(result.task, "metadata", None)
@@ -328,8 +384,10 @@ def _immediate_run(result: Any, started: datetime) -> Run:
         cancel=False,
         workflow_id=None,
         role=None,
+        slots=None,
         lease=0,
     )
     run = _ImmediateRun(claim, result.task, "", behaviour=behaviour, options=options, started=started.timestamp())
     run._public_id = result.id
+    run.result = result
     return run

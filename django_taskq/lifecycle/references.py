@@ -16,7 +16,7 @@ from django_taskq.domain import payload
 from django_taskq.domain.states import State
 from django_taskq.domain.workflows import Kind, Placeholder, Role
 from django_taskq.exceptions import PayloadTooLarge, ResultNotReady
-from django_taskq.lifecycle.enqueue import main_database
+from django_taskq.lifecycle.databases import main_database
 from django_taskq.models import FinishedTask, Task, Workflow
 from django_taskq.store import workflows as store
 

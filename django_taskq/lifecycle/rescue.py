@@ -8,8 +8,12 @@ woke up again, matches no row.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from typing import Any
+
+from django.db import IntegrityError
 
 from django_taskq import clock, events
 from django_taskq.domain import lease as leases
@@ -22,6 +26,8 @@ from django_taskq.store.vendors import vendor_for
 from django_taskq.store.vendors.base import CLAIM_FIELDS
 
 __all__ = ["bury", "rescue", "rescue_worker"]
+
+logger = logging.getLogger("django_taskq")
 
 CHUNK = 1000
 
@@ -82,8 +88,9 @@ def rescue_worker(alias: str, worker_id: int, *, now: datetime) -> int:
     vendor = vendor_for(alias)
     held = Task.objects.using(alias).filter(lease__gte=low, lease__lte=high).order_by("lease")
     count = 0
+    left: list[Any] = []
     while True:
-        rows = list(held.values_list(*CLAIM_FIELDS, "lease", "started_at")[:CHUNK])
+        rows = list(held.exclude(pk__in=left).values_list(*CLAIM_FIELDS, "lease", "started_at")[:CHUNK])
         if not rows:
             return count
         ended = clock.timestamp()
@@ -96,11 +103,29 @@ def rescue_worker(alias: str, worker_id: int, *, now: datetime) -> int:
             )
             for row in rows
         ]
-        settled = settle(batch, alias=alias, worker_id=0, now=now)
-        count += settled.count
-        if not settled.count:
+        settled, refused = _settle(batch, alias, now)
+        count += settled
+        left += refused
+        if not settled and not refused:
             # Somebody else rescues the same rows; what is left is theirs.
             return count
+
+
+def _settle(batch: Sequence[Ended], alias: str, now: datetime) -> tuple[int, list[Any]]:
+    """Settle a batch; return how many that were, and the keys of those that hold up the others if not left alone."""
+    vendor = vendor_for(alias)
+    try:
+        return settle(batch, alias=alias, worker_id=0, now=now).count, []
+    except Exception as error:
+        if not isinstance(error, IntegrityError) and not vendor.refuses_value(error):
+            raise
+        if len(batch) == 1:
+            claim = batch[0].claim
+            logger.critical("Task %s of a lost worker cannot be settled; it is tried again", claim.name, exc_info=True)
+            return 0, [claim.key]
+    middle = len(batch) // 2
+    first, second = (_settle(part, alias, now) for part in (batch[:middle], batch[middle:]))
+    return first[0] + second[0], first[1] + second[1]
 
 
 def _lost(worker_id: int) -> ErrorInfo:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -21,7 +21,7 @@ from django_taskq import clock, conf
 from django_taskq.compat import Contract, TaskContextBase, TaskResultBase, contract_named, contract_of
 from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State, status_name
-from django_taskq.exceptions import InvalidPayload, ResultNotReady, WaitTimeout
+from django_taskq.exceptions import InvalidPayload, ResultNotReady, WaitTimeout, error_class_path
 from django_taskq.lifecycle import context as contexts
 from django_taskq.models import Attempt, FinishedTask, Task
 from django_taskq.store import tasks as store
@@ -33,9 +33,12 @@ __all__ = ["TaskContext", "TaskResult", "make_context", "new_result", "result_of
 if TYPE_CHECKING:
     from typing import Self
 
+    from django_taskq.domain.schedules import Occurrence
     from django_taskq.lifecycle.handles import WorkflowHandle
 
 _WAIT_FIRST, _WAIT_MOST = 0.005, 0.25
+# The state of a result whose task was not stored, since its queue was full.
+DROPPED = "dropped"
 
 
 R = TypeVar("R")
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         """What a result inherits, whichever contract it is of."""
 
         state: str
+        is_duplicate: bool
 
 else:
 
@@ -59,6 +63,7 @@ class TaskResult(_ResultFace[R]):
     The result of a task: a ``TaskResult`` of ``django.tasks``, and what ours can do beyond that.
 
     ``state`` is the task's own state, such as "scheduled" or "dead", where ``status`` knows four only.
+    ``is_duplicate``: the enqueue that gave this result stored no task, since this one was there.
     """
 
     __slots__ = ()
@@ -98,21 +103,33 @@ class TaskResult(_ResultFace[R]):
         """Do what ``get`` does, without blocking the event loop."""
         return _value(await self.await_(timeout))
 
-    def cancel(self, *, reason: str = "", actor: str = "api") -> bool:
+    @property
+    def schedule(self) -> Occurrence | None:
+        """The schedule and the tick that made the task, read from its row; None for any other task."""
+        from django_taskq.lifecycle.databases import database_for
+
+        row = store.find(database_for(conf.options(self.backend)), self.id)
+        return None if row is None else row.schedule
+
+    def cancel(self, *, reason: str = "", actor: str = "api", requeue: bool = False) -> bool:
         """
         Cancel the task: at once if it waits, by asking it if it runs.
 
-        Return whether it is cancelled or was asked; False if it had ended.
+        ``requeue``: only stop the attempt that runs, and send the task back as ready with the attempt given back.
+        Return whether it is cancelled or was asked; False if it had ended. With ``requeue`` raise InvalidTransition
+        unless it runs.
         """
         from django_taskq.lifecycle import control
-        from django_taskq.lifecycle.enqueue import database_for
+        from django_taskq.lifecycle.databases import database_for
 
+        if self.state == DROPPED:
+            return False
         alias = database_for(conf.options(self.backend))
-        return control.cancel(self.id, reason=reason, actor=actor, alias=alias).count > 0
+        return control.cancel(self.id, reason=reason, actor=actor, requeue=requeue, alias=alias).count > 0
 
-    async def acancel(self, *, reason: str = "", actor: str = "api") -> bool:
+    async def acancel(self, *, reason: str = "", actor: str = "api", requeue: bool = False) -> bool:
         """Do what ``cancel`` does, without blocking the event loop."""
-        return await sync_to_async(self.cancel)(reason=reason, actor=actor)
+        return await sync_to_async(self.cancel)(reason=reason, actor=actor, requeue=requeue)
 
 
 def _pauses(timeout: float | timedelta | None) -> Any:
@@ -141,11 +158,15 @@ def _result_class(contract: Contract) -> type[Any]:
     refreshed = {*contract.base.TASK_REFRESH_ATTRS, "state"}
 
     def refresh(self: Any) -> None:
-        """Load what may have changed since."""
+        """Load what may have changed since; of a dropped task there is nothing to load."""
+        if self.state == DROPPED:
+            return
         _copy(self, self.task.get_backend().get_result(self.id), refreshed)
 
     async def arefresh(self: Any) -> None:
         """Load what may have changed since, without blocking the event loop."""
+        if self.state == DROPPED:
+            return
         _copy(self, await self.task.get_backend().aget_result(self.id), refreshed)
 
     made: type[Any] = dataclass(frozen=True, slots=True, kw_only=True)(
@@ -153,10 +174,11 @@ def _result_class(contract: Contract) -> type[Any]:
             "DatabaseTaskResult",
             (TaskResult, base),
             {
-                "__annotations__": {"state": "str"},
+                "__annotations__": {"state": "str", "is_duplicate": "bool"},
                 "__module__": __name__,
                 "__doc__": "A task result that is read from the database; ``state`` is the task's own state.",
                 "state": "ready",
+                "is_duplicate": field(default=False, compare=False),
                 "refresh": refresh,
                 "arefresh": arefresh,
                 "__reduce__": _reduce,
@@ -173,7 +195,7 @@ def _copy(to: Any, source: Any, names: set[str]) -> None:
 
 
 def _reduce(self: Any) -> tuple[Any, ...]:
-    values = {field.name: getattr(self, field.name) for field in fields(self)}
+    values = {item.name: getattr(self, item.name) for item in fields(self)}
     return _rebuild, (contract_of(self.task).name, values)
 
 
@@ -193,9 +215,12 @@ def new_result(
     backend: str,
     enqueued_at: datetime,
     state: State = State.READY,
+    dropped: Exception | None = None,
 ) -> Any:
-    """Return the result of a task that was just enqueued."""
+    """Return the result of a task that was just enqueued, or ``dropped``: then it has failed, by that error."""
     contract = contract_of(task)
+    if dropped is not None:
+        return _dropped_result(contract, task, public_id, args, kwargs, backend, enqueued_at, dropped)
     return _result_class(contract)(
         task=task,
         id=public_id,
@@ -210,6 +235,34 @@ def new_result(
         errors=[],
         worker_ids=[],
         state=state.name.lower(),
+    )
+
+
+def _dropped_result(
+    contract: Contract,
+    task: Any,
+    public_id: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    backend: str,
+    at: datetime,
+    dropped: Exception,
+) -> Any:
+    error = contract.base.TaskError(exception_class_path=error_class_path(dropped), traceback=str(dropped))
+    return _result_class(contract)(
+        task=task,
+        id=public_id,
+        status=contract.base.TaskResultStatus.FAILED,
+        enqueued_at=None,
+        started_at=None,
+        finished_at=at,
+        last_attempted_at=None,
+        args=list(args),
+        kwargs=kwargs,
+        backend=backend,
+        errors=[error],
+        worker_ids=[],
+        state=DROPPED,
     )
 
 
@@ -357,6 +410,26 @@ class TaskContext(_ContextFace):
         return self.run.public_id
 
     @property
+    def name(self) -> str:
+        """The name under which the task is stored."""
+        return self.run.claim.name
+
+    @property
+    def queue(self) -> str:
+        """The queue the task came from."""
+        return self.run.claim.queue
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments that the function gets, without the context."""
+        return _arguments_of(self)[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments that the function gets."""
+        return _arguments_of(self)[1]
+
+    @property
     def redelivered(self) -> bool:
         """Whether the task may have run before: its effects may be there already."""
         return self.run.attempt > 1
@@ -383,6 +456,16 @@ class TaskContext(_ContextFace):
 
         flow_id = self.run.claim.workflow_id
         return None if flow_id is None else find(vendor_for(self.run.alias).public_id(flow_id))
+
+    @property
+    def schedule(self) -> Occurrence | None:
+        """The schedule and the tick that made the task; None for a task that something else enqueued."""
+        options = self.run.claim.options
+        if options is None or '"schedule"' not in options:
+            return None
+        from django_taskq.domain.schedules import occurrence_of
+
+        return occurrence_of(payload.decode_value(options))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -460,8 +543,15 @@ class TaskContext(_ContextFace):
         return task.enqueue(*args, **kwargs)
 
 
+def _arguments_of(context: TaskContext) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    found: tuple[tuple[Any, ...], dict[str, Any]] | None = getattr(context.run, "arguments", None)
+    return found or (tuple(context.task_result.args), dict(context.task_result.kwargs))
+
+
 def context_of(run: contexts.Run) -> TaskContext:
     """Return the context for a task function."""
+    if not run.is_stored:
+        return make_context(run, run.result)  # type: ignore[attr-defined]  # what has no row carries its result
     result = result_of_claim(run.claim, run.task, run.public_id, alias=run.alias, status="RUNNING", started=run.started)
     return make_context(run, result)
 

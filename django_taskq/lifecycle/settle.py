@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import transaction
 
-from django_taskq import clock, events
+from django_taskq import clock, conf, events
 from django_taskq.domain import lease as leases
 from django_taskq.domain import payload
-from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Snoozed, Succeeded, Unknown
+from django_taskq.domain.outcomes import Interrupted, Lost, NotYet, Outcome, Skipped, Snoozed, Succeeded, Unknown
 from django_taskq.domain.states import FINAL, State
 from django_taskq.domain.transitions import Facts, Transition, decide, succeeded
+from django_taskq.lifecycle import wake
 from django_taskq.lifecycle.close_steps import close_steps
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending
@@ -30,7 +31,7 @@ from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
 if TYPE_CHECKING:
     from django_taskq.lifecycle.advance import Advanced
 
-__all__ = ["LATE_SECONDS", "Ended", "Settled", "settle", "tell_refused"]
+__all__ = ["LATE_SECONDS", "Ended", "Settled", "facts_of", "settle", "tell_refused"]
 
 _LEAST_KEPT = 0.001
 _AT = {name: at for at, name in enumerate(STAT_COUNTERS)}
@@ -83,12 +84,12 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
             ended,
             succeeded(ended.outcome.result)
             if type(ended.outcome) is Succeeded
-            else decide(_facts(ended), ended.outcome, now=now),
+            else decide(facts_of(ended), ended.outcome, now=now),
         )
         for ended in batch
     ]
     ahead = now.timestamp() - clock.elapsed()
-    held, decided, told = vendor.retrying(lambda: _write(vendor, decided, worker_id, now, ahead))
+    held, decided, told, opened = vendor.retrying(lambda: _write(vendor, decided, worker_id, now, ahead))
     refused = [ended for ended in batch if ended.claim.key not in held]
     again = sum(transition.state == State.READY and ended.claim.key in held for ended, transition in decided)
     if vendor.connection.in_atomic_block:
@@ -100,6 +101,9 @@ def settle(batch: Sequence[Ended], *, alias: str, worker_id: int, now: datetime)
 
         publish(told)
         again += len(told.queues)
+    for queue in opened:
+        wake.after_commit(alias, queue, ready=True, notify=conf.options().notify)
+        again += 1
     return Settled(len(batch) - len(refused), refused, again)
 
 
@@ -124,7 +128,8 @@ def _settle_in_rounds(batch: Sequence[Ended], *, alias: str, worker_id: int, now
     return Settled(len(batch) - len(refused), refused, sum(part.ready_again for part in parts))
 
 
-def _facts(ended: Ended) -> Facts:
+def facts_of(ended: Ended) -> Facts:
+    """Return what the decision about an attempt needs to know."""
     claim = ended.claim
     return Facts(
         attempt=claim.attempt,
@@ -135,18 +140,33 @@ def _facts(ended: Ended) -> Facts:
     )
 
 
+def may_be_asked(ended: Ended) -> bool:
+    """Return whether a request to stop was heard, or would be overwritten with the options that are written back."""
+    return ended.cancelled or ended.claim.cancel or isinstance(ended.outcome, Unknown) or _was_unknown(ended)
+
+
+def _was_unknown(ended: Ended) -> bool:
+    return ended.claim.options is not None and '"unknown_since"' in ended.claim.options
+
+
 def _write(
     vendor: Vendor, decided: Sequence[tuple[Ended, Transition]], worker_id: int, now: datetime, ahead: float
-) -> tuple[set[Any], Sequence[tuple[Ended, Transition]], Advanced | None]:
+) -> tuple[set[Any], Sequence[tuple[Ended, Transition]], Advanced | None, Sequence[str]]:
     """
     Write all of it, in one transaction.
 
     Return the keys whose lease held; what was written, with the step named in which an attempt was
-    ended; and what the workflows of the tasks made of it. ``ahead``: how far the database's clock is
-    ahead of ``clock.elapsed``.
+    ended; what the workflows of the tasks made of it; and the queues in which limits have room again.
+    ``ahead``: how far the database's clock is ahead of ``clock.elapsed``.
     """
     told: Advanced | None = None
+    opened: Sequence[str] = ()
     with vendor.atomic():
+        if any(may_be_asked(ended) for ended, _ in decided):
+            # Loaded where something was asked to stop.
+            from django_taskq.lifecycle import requeue
+
+            decided = requeue.honour(vendor, decided, now=now)
         decided = close_steps(vendor, decided, now=now)
         endings: list[Ending] = []
         returns: list[Again] = []
@@ -172,6 +192,12 @@ def _write(
         sums = _sums(mine, worker_id)
         if sums:
             vendor.add_stats(sums)
+        slots = [(ended.claim.slots, ended.started is not None) for ended, _ in mine if ended.claim.slots is not None]
+        if slots:
+            # Loaded by those who have limits.
+            from django_taskq.lifecycle.limits import release
+
+            opened = release(vendor, slots, now=now)
         # Last, since it locks rows that all workers share.
         nodes = _nodes(mine)
         if nodes:
@@ -179,7 +205,7 @@ def _write(
             from django_taskq.lifecycle.advance import advance, nodes_of
 
             told = advance(vendor.alias, nodes_of(nodes, vendor.alias), now=now)
-    return held, decided, told
+    return held, decided, told, opened
 
 
 def _nodes(mine: Sequence[tuple[Ended, Transition]]) -> list[tuple[Any, Any, int | None, int, str]]:
@@ -221,9 +247,9 @@ def _again(ended: Ended, transition: Transition) -> Again:
     if isinstance(ended.outcome, Unknown):
         stored = payload.decode_value(ended.claim.options) or {}
         options = payload.encode_value({**stored, "unknown_since": ended.outcome.since}, limit=None)
-    elif ended.claim.options is not None and '"unknown_since"' in ended.claim.options and ended.started is not None:
+    elif _was_unknown(ended) and ended.started is not None:
         # Somebody knows it after all: should it become unknown again, its grace time starts anew.
-        stored = payload.decode_value(ended.claim.options)
+        stored = payload.decode_value(ended.claim.options) or {}
         options = payload.encode_value({name: stored[name] for name in stored if name != "unknown_since"}, limit=None)
     return Again(
         ended.claim.key,
@@ -268,7 +294,8 @@ def _sums(
         if row is None:
             row = sums[key] = [0] * len(STAT_COUNTERS)
         if ended.started is not None:
-            run_ms = (ended.ended - ended.started) * 1000
+            # The wall clock may have been set back meanwhile.
+            run_ms = max((ended.ended - ended.started) * 1000, 0.0)
             wait_ms = (ended.started - (claim.run_after or claim.created_at).timestamp()) * 1000
             row[_RUN_MS] += int(run_ms)
             row[_WAIT_MS] += max(int(wait_ms), 0)
@@ -306,6 +333,8 @@ def _emit(
         if transition.state == State.SUCCEEDED:
             if wants_success:
                 events.emit(_success(ended, transition, alias, vendor))
+            if type(ended.outcome) is Skipped and events.wanted(events.TaskSkipped):
+                events.emit(events.TaskSkipped(**_facts_of(ended, alias, vendor), reason=ended.outcome.reason))
             continue
         for kind, facts in _told(ended, transition):
             if events.wanted(kind):
@@ -345,7 +374,7 @@ def _success(ended: Ended, transition: Transition, alias: str, vendor: Vendor) -
     return events.TaskSucceeded(
         **_facts_of(ended, alias, vendor),
         worker_id=leases.worker_of(ended.claim.lease),
-        run_seconds=ended.ended - started,
+        run_seconds=max(ended.ended - started, 0.0),
         wait_seconds=max(started - eligible, 0.0),
         claim=ended,
         result=transition.result,
@@ -355,7 +384,7 @@ def _success(ended: Ended, transition: Transition, alias: str, vendor: Vendor) -
 def _told(ended: Ended, transition: Transition) -> Iterable[tuple[type[events.TaskEvent], dict[str, Any]]]:
     """Return the events of one transition that is not a success, in order: each kind with its own facts."""
     worker_id = leases.worker_of(ended.claim.lease)
-    run_seconds = 0.0 if ended.started is None else ended.ended - ended.started
+    run_seconds = 0.0 if ended.started is None else max(ended.ended - ended.started, 0.0)
     if isinstance(ended.outcome, Lost):
         yield events.TaskRescued, {"worker_id": worker_id}
     if transition.error is not None:

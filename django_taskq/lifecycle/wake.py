@@ -20,11 +20,13 @@ from django.db import DatabaseError, InterfaceError, connections
 from django_taskq.store import queues as queue_store
 from django_taskq.store.vendors import vendor_for
 
-__all__ = ["after_commit", "join", "leave"]
+__all__ = ["ALL", "after_commit", "join", "leave"]
 
 logger = logging.getLogger("django_taskq")
 
 NOTIFY_SECONDS = 0.02
+# Stands for every queue; no queue is called so.
+ALL = "*"
 
 _here: dict[str, tuple[Callable[[], None], ...]] = {}
 _notified: dict[str, float] = {}
@@ -42,7 +44,11 @@ def leave(alias: str, wake: Callable[[], None]) -> None:
 
 
 def after_commit(alias: str, queue: str, *, ready: bool, notify: bool) -> None:
-    """Once the current transaction commits, register the queue if it is new, and wake workers if ``ready``."""
+    """
+    Once the current transaction commits, register the queue if it is new, and wake workers if ``ready``.
+
+    ``ALL`` stands for no queue in particular.
+    """
     connection = connections[alias]
     if connection.in_atomic_block or connection.get_autocommit():
         connection.on_commit(partial(_wake, alias, queue, ready, notify), robust=True)
@@ -52,7 +58,7 @@ def _wake(alias: str, queue: str, ready: bool, notify: bool) -> None:
     for wake in _here.get(alias, ()):
         wake()
     try:
-        if queue not in _known.get(alias, ()):
+        if queue not in _known.get(alias, ()) and queue != ALL:
             queue_store.remember(alias, [queue])
             _known[alias] = _known.get(alias, frozenset()) | {queue}
         if ready and notify:

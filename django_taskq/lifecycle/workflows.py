@@ -33,8 +33,9 @@ from django_taskq.exceptions import (
 )
 from django_taskq.ids import task_ids
 from django_taskq.lifecycle import advance as advancing
-from django_taskq.lifecycle import definitions, references, wake
+from django_taskq.lifecycle import databases, definitions, references, wake
 from django_taskq.lifecycle import enqueue as enqueueing
+from django_taskq.lifecycle.forgo import end_waiting
 from django_taskq.models import Dependency, FinishedTask, Task, Workflow
 from django_taskq.store import tasks as task_store
 from django_taskq.store import workflows as store
@@ -105,8 +106,7 @@ class _Layout:
     """The rows of a composition."""
 
     def __init__(self, options: conf.Options, now: datetime) -> None:
-        self.alias = enqueueing.database_for(options)
-        self.options = options
+        self.alias = databases.database_for(options)
         self.now = now
         self.workflows: list[Workflow] = []
         self.tasks: list[NewTask] = []
@@ -114,6 +114,7 @@ class _Layout:
         self.calls: list[tuple[int, Any, Sequence[Any], Mapping[str, Any]]] = []
         self._shared: dict[Any, tuple[str, tuple[Any, ...]]] = {}
         self._kept: list[Any] = []
+        self._own_options: dict[int, conf.Options] = {}
         self._until: datetime | None = None
 
     def lay(
@@ -159,6 +160,10 @@ class _Layout:
         row.callbacks = _json(stored) if stored else None
         self._until = outer_until
         return row
+
+    def inherit(self, until: datetime | None) -> None:
+        """Let everything that is laid from here on have a deadline."""
+        self._until = self._earlier(until)
 
     def _earlier(self, until: timedelta | datetime | None) -> datetime | None:
         """Return the earlier of the deadline around and one of its own."""
@@ -223,17 +228,22 @@ class _Layout:
                 extra["later"] = {**extra.get("later", {}), "delay": delay.total_seconds()}
             else:
                 task = task.using(run_after=self.now + delay)
-        args, kwargs, found = references.take_out(call.args, call.kwargs or {})
+        options = self._options_of(task)
+        task, own_args, own_kwargs = enqueueing.arranged(task, call.args, call.kwargs or {}, options)
+        args, kwargs, found = references.take_out(own_args, own_kwargs)
         if found:
             extra["refs"] = [[path, _target(name, last, ids)] for path, name in found]
         if self._until is not None:
             extra["later"] = {**extra.get("later", {}), "until": self._until.timestamp()}
-        _, shared = self._columns(task, is_waiting=is_waiting, extra=extra)
+        name, shared = self._columns(task, options, is_waiting=is_waiting, extra=extra)
         if self._until is not None and not is_waiting:
             own = shared[_DEADLINE]
             shared = (*shared[:_DEADLINE], min(own or self._until, self._until), *shared[_DEADLINE + 1 :])
-        text = payload.encode_arguments(args, kwargs, limit=self.options.max_payload_bytes)
-        self.tasks.append(NewTask(number, *shared, text, row.pk.int, int(Role.MEMBER), waits or None))  # type: ignore[call-arg]  # a tuple of unknown length
+        text = payload.encode_arguments(args, kwargs, limit=options.max_payload_bytes)
+        new = NewTask(number, *shared, text, row.pk.int, int(Role.MEMBER), waits or None)  # type: ignore[call-arg]  # a tuple of unknown length
+        if enqueueing.has_extras(task):
+            new = new._replace(**enqueueing.extras_of(task, name, own_args, own_kwargs))
+        self.tasks.append(new)
         self.calls.append((number, task, args, kwargs))
         return uuid.UUID(int=number)
 
@@ -254,16 +264,28 @@ class _Layout:
             found = self._shared[key] = task.using(**{**given, **start})
         return found, delay
 
-    def _columns(self, task: Any, *, is_waiting: bool, extra: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    def _options_of(self, task: Any) -> conf.Options:
+        """Return the options of a task's backend, which hold in a workflow, too. Raise InvalidWorkflow."""
+        found = self._own_options.get(id(task))
+        if found is None:
+            # Before its arguments are looked at: the rules for them are those of its backend.
+            self._check(task)
+            self._kept.append(task)
+            found = self._own_options[id(task)] = task.get_backend().taskq_options
+        return found
+
+    def _columns(
+        self, task: Any, options: conf.Options, *, is_waiting: bool, extra: Mapping[str, Any]
+    ) -> tuple[str, tuple[Any, ...]]:
         key = (id(task), is_waiting)
         found = self._shared.get(key)
         if found is None:
-            self._check(task)
+            self._options_of(task)
         if found is None or extra:
             name = definitions.stored_name(task)
             is_late = task.run_after is not None and task.run_after > self.now
             state = State.WAITING if is_waiting else State.SCHEDULED if is_late else State.READY
-            columns = enqueueing.columns_of(task, name, self.options, state=state, now=self.now, extra=extra)
+            columns = enqueueing.columns_of(task, name, options, state=state, now=self.now, extra=extra)
             if extra:
                 return name, columns
             self._kept.append(task)
@@ -276,25 +298,36 @@ class _Layout:
         if not getattr(backend, "stores_tasks_in_database", False):
             raise UnsupportedCapability("workflows", type(backend).__name__)
         backend.validate_task(task)
-        database = enqueueing.database_for(backend.taskq_options)
+        if getattr(task, "unique", None) or getattr(task, "idempotency_key", None) is not None:
+            raise InvalidWorkflow(
+                f"{definitions.stored_name(task)} is unique or has an idempotency key, and a member or callback of a "
+                "workflow can be neither: the others would wait for a task that is not theirs; use "
+                "using(unique=False), or enqueue it from a task of the workflow"
+            )
+        database = databases.database_for(backend.taskq_options)
         if database != self.alias:
             raise InvalidWorkflow(
-                f"{definitions.stored_name(task)} is stored in the database {database!r}, and workflows in "
-                f"{self.alias!r}, that of the main backend; only tasks of that one can be members and callbacks"
+                f"{definitions.stored_name(task)} is stored in the database {database!r}, by its backend "
+                f"{task.backend!r}, and workflows in {self.alias!r}, that of the main backend; only tasks of that "
+                f"database can be members and callbacks: use using(backend={conf.main_alias()!r}), or enqueue it from "
+                "a task of the workflow"
             )
 
     def _callback(self, call: Any, row: Workflow) -> dict[str, Any]:
         """Return what is kept of a callback until it is called; ``previous`` stands for the workflow's results."""
-        args, kwargs, found = references.take_out(call.args, call.kwargs or {})
+        options = self._options_of(call.task)
+        task, own_args, own_kwargs = enqueueing.arranged(call.task, call.args, call.kwargs or {}, options)
+        args, kwargs, found = references.take_out(own_args, own_kwargs)
         extra: dict[str, Any] = {}
         names = row.node_names
         if found:
             extra["refs"] = [[path, _target(name, str(row.pk), names)] for path, name in found]
         if call.delay is not None:
             extra["later"] = {"delay": call.delay.total_seconds()}
-        self._check(call.task)
-        name = definitions.stored_name(call.task)
-        columns = enqueueing.columns_of(call.task, name, self.options, state=State.WAITING, now=self.now, extra=extra)
+        self._options_of(task)
+        name = definitions.stored_name(task)
+        columns = enqueueing.columns_of(task, name, options, state=State.WAITING, now=self.now, extra=extra)
+        own = enqueueing.extras_of(task, name, own_args, own_kwargs) if enqueueing.has_extras(task) else {}
         return {
             "name": name,
             "queue": columns[0],
@@ -305,7 +338,8 @@ class _Layout:
             "expires_at": None if columns[8] is None else columns[8].isoformat(),
             "options": columns[10],
             "metadata": columns[11],
-            "args": payload.encode_arguments(args, kwargs, limit=self.options.max_payload_bytes),
+            "args": payload.encode_arguments(args, kwargs, limit=options.max_payload_bytes),
+            **({"extras": own} if own else {}),
         }
 
 
@@ -335,7 +369,7 @@ def _json(value: Any) -> str:
 
 
 def _alias() -> str:
-    return enqueueing.main_database()
+    return databases.main_database()
 
 
 def enqueue(made: Composition) -> Workflow:
@@ -353,6 +387,10 @@ def enqueue(made: Composition) -> Workflow:
             stored = enqueueing.Stored(ids=[number], created_at=layout.now, state=State(row.state), alias=alias)
             enqueueing.recorders[-1](task, stored, [row], on_commit=False)
         return root
+    # As a whole: once it is stored, its members are accepted work, and nothing refuses them.
+    from django_taskq.lifecycle import admission
+
+    admission.check_pauses(alias, {(row.name, row.queue) for row in layout.tasks}, options)
 
     def insert() -> None:
         vendor = vendor_for(alias)
@@ -518,7 +556,7 @@ def _cancel_members(alias: str, flow: uuid.UUID, now: datetime) -> None:
     live = Task.objects.using(alias).filter(workflow_id=flow, role=Role.MEMBER)
     for _ in range(_TURNS):
         while keys := list(live.exclude(state=State.RUNNING).order_by("pk").values_list("pk", flat=True)[:_CHUNK]):
-            work = partial(task_store.end_waiting, alias, keys, state=State.CANCELLED, now=now)
+            work = partial(end_waiting, alias, keys, state=State.CANCELLED, now=now)
             ended = end_members(alias, {flow}, work, now=now)
             events.emit_on_commit(
                 events.TaskCancelled,
@@ -532,7 +570,8 @@ def _cancel_members(alias: str, flow: uuid.UUID, now: datetime) -> None:
             )
             if not ended:
                 break
-        running = list(live.filter(state=State.RUNNING, cancel=False).values_list("pk", flat=True))
+        # Those that were asked before, too: it may have been to stop and come back.
+        running = list(live.filter(state=State.RUNNING).values_list("pk", flat=True))
         for at in range(0, len(running), _CHUNK):
             task_store.request_cancel(alias, running[at : at + _CHUNK])
         # What was put back while it was asked is waiting again, and ends with the next turn.
@@ -873,6 +912,7 @@ def add(key: uuid.UUID, members: Sequence[Any]) -> int:
             [row] = rows
             if row.has_ended or row.cancel:
                 raise WorkflowEnded(f"batch {key} has ended or is being cancelled; nothing can be added to it")
+            layout.inherit(store.deadline_of(alias, key))
             layout.add_nodes(row, nodes)
             row.total += len(nodes)
             row.open += len(nodes)

@@ -1,13 +1,15 @@
-"""Who does which duty, and who did what and why."""
+"""Who does which duty, who did what and why, and which requests were accepted before."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from django_taskq.schema import TaskIdField
+from django_taskq.schema import NameField, TaskIdField
 
-__all__ = ["AuditEntry", "Duty"]
+__all__ = ["AuditEntry", "Duty", "IdempotencyKey"]
 
 
 class Duty(models.Model):
@@ -51,3 +53,21 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.actor} {self.action} {self.target}"
+
+
+class IdempotencyKey(models.Model):
+    """A key that an enqueue was accepted under. It outlives its task, until its time is over."""
+
+    key = NameField(_("key"), max_length=200, primary_key=True)
+    task_id: Any = TaskIdField(_("task"))
+    fingerprint = models.CharField(_("fingerprint"), max_length=32, help_text=_("of task and arguments"))
+    created_at = models.DateTimeField(_("created at"))
+    expires_at = models.DateTimeField(_("expires at"))
+
+    class Meta:
+        verbose_name = _("idempotency key")
+        verbose_name_plural = _("idempotency keys")
+        indexes = [models.Index(name="taskq_idempotency_expires", fields=["expires_at"])]
+
+    def __str__(self) -> str:
+        return self.key

@@ -16,10 +16,6 @@ class Queue(models.Model):
     name = NameField(_("name"), max_length=64, primary_key=True)
     position = models.IntegerField(_("position"), default=0, help_text=_("lower first, where a worker names no order"))
     weight = models.PositiveIntegerField(_("weight"), default=1)
-    paused = models.BooleanField(_("paused"), default=False)
-    paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
-    paused_by = models.CharField(_("paused by"), max_length=150, blank=True)
-    pause_reason = models.CharField(_("reason"), max_length=200, blank=True)
 
     class Meta:
         verbose_name = _("queue")

@@ -7,7 +7,7 @@ same id, and a hot row must not be locked for somebody's reference.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import models
 from django.db.models import Q
@@ -19,6 +19,9 @@ from django_taskq.domain.states import Ack, DeadReason, State
 from django_taskq.domain.workflows import Role
 from django_taskq.ids import uuid7
 from django_taskq.schema import LiveIndex, NameField, TaskIdField
+
+if TYPE_CHECKING:
+    from django_taskq.domain.schedules import Occurrence
 
 __all__ = ["STATE_CHOICES", "Attempt", "DeadTask", "FinishedTask", "Progress", "Task", "TaskRow"]
 
@@ -77,6 +80,9 @@ class TaskRow(models.Model):
     # Null where there is none: no column of a plain task costs anything for it.
     workflow_id: Any = TaskIdField(_("workflow"), null=True, blank=True)  # type: ignore[misc]
     role = models.SmallIntegerField(_("role in the workflow"), null=True, blank=True, choices=ROLE_CHOICES)
+    limits = models.TextField(_("limits"), null=True, blank=True)  # noqa: DJ001 - the keys, one in a line
+    fair_key: Any = NameField(_("fair share key"), max_length=64, null=True, blank=True)  # type: ignore[misc]
+    unique_key: Any = NameField(_("unique key"), max_length=100, null=True, blank=True)  # type: ignore[misc]
 
     class Meta:
         abstract = True
@@ -103,6 +109,19 @@ class TaskRow(models.Model):
         return payload.decode_value(self.options) or {}
 
     @property
+    def schedule(self) -> Occurrence | None:
+        """The schedule and the tick that made it; None for a task that something else enqueued."""
+        if self.options is None or '"schedule"' not in self.options:
+            return None
+        from django_taskq.domain.schedules import occurrence_of
+
+        try:
+            return occurrence_of(self.option_values)
+        except (ValueError, LookupError, TypeError):
+            # Damaged text; whoever looks at the task shall see the rest.
+            return None
+
+    @property
     def metadata_values(self) -> dict[str, Any]:
         return payload.decode_value(self.metadata) or {}
 
@@ -112,6 +131,9 @@ class Task(TaskRow):
 
     cancel = models.BooleanField(_("cancel requested"), default=False)
     waits_for = models.IntegerField(_("waits for"), null=True, blank=True, help_text=_("how many nodes, while waiting"))
+    # Keys of the limits that it counts in while it runs; of one that was released and waits, the promise that it has.
+    slots = models.TextField(_("slots"), null=True, blank=True)  # noqa: DJ001 - NULL is none
+    parked_on: Any = NameField(_("parked on"), max_length=200, null=True, blank=True)  # type: ignore[misc]
 
     class Meta:
         verbose_name = _("task")
@@ -138,6 +160,14 @@ class Task(TaskRow):
             ),
             LiveIndex(name="taskq_task_lease", fields=["lease"], where=Q(lease__isnull=False)),
             LiveIndex(name="taskq_task_workflow", fields=["workflow_id", "id"], where=Q(workflow_id__isnull=False)),
+            LiveIndex(name="taskq_task_parked", fields=["parked_on", "rank", "id"], where=Q(parked_on__isnull=False)),
+            LiveIndex(
+                name="taskq_task_fair",
+                fields=["queue", "state", "fair_key", "rank", "id"],
+                partial=["queue", "fair_key", "rank", "id"],
+                where=Q(state=int(State.READY), fair_key__isnull=False),
+            ),
+            LiveIndex(name="taskq_task_unique", fields=["unique_key"], where=Q(unique_key__isnull=False), unique=True),
         ]
         constraints = [
             models.CheckConstraint(condition=_IS_LIVE, name="taskq_task_state_is_live"),

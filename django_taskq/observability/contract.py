@@ -5,7 +5,8 @@ Sent after the commit. ``task_finished`` of a failure is sent inside an
 ``except`` block, so that a receiver finds the traceback in ``sys.exc_info()``.
 Its surprise: Django always connects receivers that only log. Where every
 handler would drop what they say, they do not count as listeners, since
-building a result and a log record costs as much as running the task.
+building a result and a log record costs as much as running the task. What results are
+made of is loaded with the first that somebody hears of.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from typing import Any
 from django_taskq import events
 from django_taskq.compat import contract_of, contracts
 from django_taskq.lifecycle import definitions
-from django_taskq.lifecycle.results import result_of_claim, result_of_row
-from django_taskq.store import tasks as store
 from django_taskq.worker.console import would_be_written
 
 __all__ = ["install", "would_be_written"]
@@ -64,6 +63,8 @@ def _sender(task: Any) -> type[Any]:
 
 
 def _started(event: events.TaskStarted) -> None:
+    from django_taskq.lifecycle.results import result_of_claim
+
     run = event.claim
     result = result_of_claim(
         run.claim, run.task, event.task_id, alias=event.alias, status="RUNNING", started=run.started
@@ -76,6 +77,8 @@ def _succeeded(event: events.TaskSucceeded) -> None:
     task = definitions.find(ended.claim.name)
     if task is None:
         return
+    from django_taskq.lifecycle.results import result_of_claim
+
     result = result_of_claim(
         ended.claim,
         task,
@@ -120,6 +123,8 @@ def _finish(event: events.TaskDead | events.TaskCancelled, error: tuple[str, str
 
 
 def _result_of_attempt(event: events.TaskDead | events.TaskCancelled, task: Any, error: tuple[str, str]) -> Any:
+    from django_taskq.lifecycle.results import result_of_claim
+
     ended = event.claim
     return result_of_claim(
         ended.claim,
@@ -135,6 +140,9 @@ def _result_of_attempt(event: events.TaskDead | events.TaskCancelled, task: Any,
 
 def _result_of_row(event: events.TaskDead | events.TaskCancelled, task: Any) -> Any:
     """Return the result of a task that an operator ended while it waited; None if it is gone already."""
+    from django_taskq.lifecycle.results import result_of_row
+    from django_taskq.store import tasks as store
+
     row = store.find(event.alias, event.task_id)
     if row is None:
         return None

@@ -28,6 +28,7 @@ _SENTENCES: dict[type[events.Event], tuple[int, str]] = {
     events.TaskSucceeded: (logging.INFO, "Task %(task)s (%(task_id)s) succeeded in %(run_seconds).3f s"),
     events.TaskFailed: (logging.WARNING, "Task %(task)s (%(task_id)s) failed in attempt %(attempt)d: %(outcome)s"),
     events.TaskRetried: (logging.INFO, "Task %(task)s (%(task_id)s) will be tried again"),
+    events.TaskSkipped: (logging.INFO, "Task %(task)s (%(task_id)s) was skipped: %(reason)s"),
     events.TaskSnoozed: (logging.INFO, "Task %(task)s (%(task_id)s) put itself off"),
     events.TaskInterrupted: (logging.INFO, "Task %(task)s (%(task_id)s) was interrupted and handed back"),
     events.TaskRescued: (logging.WARNING, "Task %(task)s (%(task_id)s) was rescued from worker %(worker_id)d"),
@@ -50,12 +51,31 @@ _SENTENCES: dict[type[events.Event], tuple[int, str]] = {
     events.WorkflowReplayed: (logging.INFO, "%(workflow)s was replayed by %(actor)s: %(count)d tasks"),
     events.WorkflowMended: (logging.WARNING, "%(workflow)s was at odds with its tasks and was mended: %(found)s"),
     events.CallbackDead: (logging.WARNING, "%(workflow)s called %(callback)s, and task %(task_id)s is dead"),
+    events.EnqueueDeduplicated: (
+        logging.DEBUG,
+        "Task %(task)s was not stored again: %(task_id)s has its key and was %(how)s",
+    ),
     events.EnqueueRejected: (logging.WARNING, "Task %(task)s was not enqueued on %(queue)s: %(error_class)s"),
+    events.EnqueueDropped: (
+        logging.WARNING,
+        "%(count)d tasks %(task)s were dropped: queue %(queue)s is full",
+    ),
     events.WorkerStarted: (logging.INFO, "Worker %(worker)s started as %(worker_id)d"),
     events.WorkerStopped: (logging.INFO, "Worker %(worker)s (%(worker_id)d) stopped"),
     events.WorkerLost: (logging.ERROR, "Worker %(worker)s (%(worker_id)d) fell silent and was declared dead"),
     events.QueuePaused: (logging.WARNING, "Queue %(queue)s was paused by %(actor)s: %(reason)s"),
     events.QueueResumed: (logging.INFO, "Queue %(queue)s was resumed by %(actor)s"),
+    events.LimitChanged: (logging.WARNING, "The %(kind)s limit %(limit)s was changed by %(actor)s: %(reason)s"),
+    events.TaskTypePaused: (logging.WARNING, "Tasks called %(task)s were paused by %(actor)s: %(reason)s"),
+    events.TaskTypeResumed: (logging.INFO, "Tasks called %(task)s were resumed by %(actor)s"),
+    events.EverythingPaused: (logging.WARNING, "Everything was paused by %(actor)s: %(reason)s"),
+    events.EverythingResumed: (logging.INFO, "Everything was resumed by %(actor)s"),
+    events.ScheduleTicked: (logging.INFO, "Schedule %(schedule)s made task %(task)s (%(task_id)s)"),
+    events.ScheduleSkipped: (logging.INFO, "Schedule %(schedule)s made no task: %(why)s"),
+    events.ScheduleFailed: (
+        logging.ERROR,
+        "Schedule %(schedule)s could not make a task of %(task)s, and will try again: %(error_class)s",
+    ),
     events.TasksPruned: (logging.INFO, "%(count)d %(state)s tasks were pruned"),
 }
 # A list of what may be written, not of what may not: arguments and results travel in other fields.
@@ -75,8 +95,12 @@ _FACTS = (
     "count",
     "workflow_id",
     "kind",
+    "limit",
     "callback",
+    "schedule",
+    "why",
     "found",
+    "how",
     "total",
 )
 
@@ -104,7 +128,7 @@ def _write(event: Any) -> None:
         counts = getattr(event, "counts", None)
         if counts is not None:
             facts |= {"total": counts.total, "failed": counts.failed}
-    if isinstance(event, events.EnqueueRejected):
+    if isinstance(event, events.EnqueueRejected | events.ScheduleFailed):
         # Its message may quote an argument.
         facts["error_class"] = error_class_path(event.error)
     _logger_of(type(event)).log(level, sentence, facts, extra=facts, exc_info=getattr(event, "exception", None))

@@ -12,6 +12,7 @@ import logging
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +25,8 @@ from django_taskq import clock, conf, events
 from django_taskq.domain.outcomes import Lost
 from django_taskq.domain.states import FINAL, State
 from django_taskq.lifecycle import definitions
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.databases import database_for
+from django_taskq.models import Limit
 from django_taskq.models.stats import BUCKETS_MS
 from django_taskq.ops import snapshot
 from django_taskq.store.vendors import vendor_for
@@ -37,6 +39,7 @@ logger = logging.getLogger("django_taskq")
 OTHER = "other"
 MOST_QUEUES = 100
 MOST_TASKS = 500
+MOST_LIMITS = 200
 # Where no worker keeps the snapshots fresh, a scrape counts for itself, and no further than this.
 LIVE_CAP = 10_000
 
@@ -181,6 +184,7 @@ class Counters:
             events.TasksClaimed: self._claimed,
             events.AttemptsSettled: self._settled,
             events.EnqueueRejected: self._rejected,
+            events.EnqueueDropped: self._rejected,
             events.TaskDead: self._dead,
             events.TaskCancelled: self._cancelled,
             events.TaskReplayed: self._replayed,
@@ -216,7 +220,7 @@ class Counters:
     def _stored(self, event: events.TasksStored) -> None:
         self.scheduled.labels(self._queues.of(event.queue)).inc(event.count)
 
-    def _rejected(self, event: events.EnqueueRejected) -> None:
+    def _rejected(self, event: events.EnqueueRejected | events.EnqueueDropped) -> None:
         self.rejected.labels(self._queues.of(event.queue)).inc()
 
     def _claimed(self, event: events.TasksClaimed) -> None:
@@ -334,6 +338,11 @@ def _families() -> dict[str, GaugeMetricFamily]:
         "oldest": gauge("queue_oldest_ready_seconds", "How long the first ready task could have run", "queue"),
         "paused": gauge("queue_paused", "1 where a queue is paused", "queue"),
         "age": gauge("snapshot_age_seconds", "Age of what the depths were read from, 0 if counted now", "queue"),
+        "limit": gauge(
+            "limit_amount", "What a limit allows, at once or per time; none without a bound", "limit", "kind"
+        ),
+        "held": gauge("limit_held", "Slots of a concurrency limit that are taken", "limit"),
+        "parked": gauge("limit_parked", "Tasks that are parked until a limit has room", "limit", "kind"),
         "workers": gauge("workers_alive", "Workers whose heartbeat is younger than their lease", "database"),
         "database_up": gauge("database_up", "1 where the database answered this scrape", "database"),
     }
@@ -362,6 +371,8 @@ def _read_database(alias: str, families: dict[str, GaugeMetricFamily]) -> None:
         alive = [worker for worker in snapshot.workers(alias) if not snapshot.is_stale(worker, now)]
         families["workers"].add_metric([alias], len(alive))
         _read_queues(alias, snapshot.queues(alias, now=now), families)
+        if Limit.objects.using(alias).exists():
+            _read_limits(alias, now, families)
     finally:
         # A scrape may come in a thread that nobody tidies up.
         if not was_open and not connection.in_atomic_block:
@@ -386,10 +397,25 @@ def _read_queues(alias: str, queues: Sequence[snapshot.QueueDepth], families: di
             age = max((found.now - found.depth.at).total_seconds(), 0.0)
         if at < MOST_QUEUES:
             families["age"].add_metric([label], age)
-            families["paused"].add_metric([label], int(found.queue.paused))
+            families["paused"].add_metric([label], int(found.pause is not None))
             if found.oldest_ready is not None and not found.is_outdated:
                 families["oldest"].add_metric([label], found.oldest_ready.total_seconds())
     for (label, state_name), count in tasks.items():
         families["tasks"].add_metric([label, state_name], count)
         if state_name == "ready":
             families["depth"].add_metric([label], count)
+
+
+def _read_limits(alias: str, now: datetime, families: dict[str, GaugeMetricFamily]) -> None:
+    # Loaded by those who have limits.
+    from django_taskq.domain.limits import LimitKind
+    from django_taskq.ops import limits
+
+    prefix = "" if alias == DEFAULT_DB_ALIAS else f"{alias}:"
+    for view in limits.fixed(alias, limit=MOST_LIMITS, now=now):
+        label = f"{prefix}{view.name}"
+        if view.bound is not None:
+            families["limit"].add_metric([label, view.kind], view.bound.amount)
+        if view.kind == LimitKind.CONCURRENCY:
+            families["held"].add_metric([label], view.held)
+        families["parked"].add_metric([label, view.kind], view.parked)

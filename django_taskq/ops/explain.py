@@ -10,19 +10,25 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_taskq import clock
+from django_taskq.domain.limits import LimitKind
+from django_taskq.domain.parking import is_paused_type
+from django_taskq.domain.pauses import PauseScope
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.workflows import Role, WorkflowState
-from django_taskq.models import Duty, FinishedTask, Queue, Task, TaskType, Worker, Workflow
+from django_taskq.models import Duty, FinishedTask, Pause, Task, TaskType, Worker, Workflow
 from django_taskq.models.tasks import TaskRow
-from django_taskq.ops import snapshot, workflows
+from django_taskq.ops import limits, snapshot, workflows
+from django_taskq.store import pauses
 from django_taskq.store.vendors.literal import Literal
 
-__all__ = ["duration", "explain", "explain_workflow"]
+__all__ = ["duration", "explain", "explain_workflow", "limit_bound", "limit_title"]
 
 # Counting who stands in front stops here.
 AHEAD_CAP = 1000
 # So many of those that a task waits for are named.
 _NAMED = 3
+# So many of those that hold a slot are named.
+_MOST_HOLDERS = 5
 # So many workflows around a waiting one are asked.
 _MOST_AROUND = 10
 
@@ -31,7 +37,7 @@ def explain(alias: str, row: TaskRow, *, now: datetime | None = None) -> str:
     """
     Return why this task is where it is, as far as the database tells.
 
-    At most five small queries, and four for each workflow around one that waits for its turn.
+    At most six small queries, and four for each workflow around one that waits for its turn.
     What it says held at the moment it looked.
     """
     now = now or clock.now()
@@ -124,7 +130,8 @@ def _live(alias: str, row: Task, now: datetime) -> str:
         case State.WAITING:
             return _waiting(alias, row)
         case State.PARKED:
-            return _("It waits until its limit has room.")
+            pause = _pause(alias, row, now)
+            return _parked(alias, row, now) if pause is None else _paused(pause, now)
         case _other:
             raise ValueError(f"a {state.name.lower()} task is not live")
 
@@ -175,7 +182,12 @@ def _ready(alias: str, row: Task, now: datetime) -> str:
     obstacle = _obstacle(alias, row, now)
     if obstacle:
         return obstacle
+    full = limits.full(alias, limits.keys_of(row), now=now)
+    if full is not None:
+        return _("It is ready, but cannot start:") + " " + _held_up(alias, full, now)
     ahead = _ahead(alias, row)
+    if row.fair_key is not None:
+        return _turn_of_its_key(ahead)
     if ahead > AHEAD_CAP:
         return _("It is ready; more than %(cap)d tasks of its queue come first.") % {"cap": AHEAD_CAP}
     if ahead:
@@ -187,11 +199,23 @@ def _ready(alias: str, row: Task, now: datetime) -> str:
     return _("It is ready and the next of its queue; it starts as soon as a worker has a free slot.")
 
 
+def _turn_of_its_key(ahead: int) -> str:
+    if ahead > AHEAD_CAP:
+        return _("It is ready; more than %(cap)d tasks of its fair key come first, and the keys take turns.") % {
+            "cap": AHEAD_CAP
+        }
+    return ngettext(
+        "It is ready; %(count)d task of its fair key comes first, and the keys take turns.",
+        "It is ready; %(count)d tasks of its fair key come first, and the keys take turns.",
+        ahead,
+    ) % {"count": ahead}
+
+
 def _obstacle(alias: str, row: Task, now: datetime) -> str:
     """Return what would keep a due task from being claimed, empty if nothing is known to."""
-    queue = Queue.objects.using(alias).filter(pk=row.queue, paused=True).first()
-    if queue is not None:
-        return _paused(queue, now)
+    pause = _pause(alias, row, now)
+    if pause is not None:
+        return _paused(pause, now)
     alive = [worker for worker in snapshot.workers(alias) if not snapshot.is_stale(worker, now)]
     if not alive:
         return _("No worker is alive.")
@@ -206,22 +230,108 @@ def _obstacle(alias: str, row: Task, now: datetime) -> str:
     return ""
 
 
-def _paused(queue: Queue, now: datetime) -> str:
-    text = _("The queue “%(queue)s” is paused") % {"queue": queue.name}
-    if queue.paused_by:
-        text += " " + _("by %(who)s") % {"who": queue.paused_by}
-    if queue.paused_at is not None:
-        text += " " + _("since %(since)s") % {"since": duration(now - queue.paused_at)}
-    return f"{text} ({queue.pause_reason})." if queue.pause_reason else f"{text}."
+def _pause(alias: str, row: Task, now: datetime) -> Pause | None:
+    """Return the pause that stops a task, the widest where there are several."""
+    names = {PauseScope.EVERYTHING: "", PauseScope.QUEUE: row.queue, PauseScope.TASK: row.name}
+    held = pauses.in_force(alias, now)
+    return next((pause for pause in held if names[PauseScope(pause.scope)] == pause.name), None)
+
+
+def _paused(pause: Pause, now: datetime) -> str:
+    match PauseScope(pause.scope):
+        case PauseScope.EVERYTHING:
+            text = _("Everything is paused")
+        case PauseScope.QUEUE:
+            text = _("The queue “%(queue)s” is paused") % {"queue": pause.name}
+        case PauseScope.TASK:
+            text = _("Tasks called “%(name)s” are paused") % {"name": pause.name}
+        case other:
+            assert_never(other)
+    if pause.paused_by:
+        text += " " + _("by %(who)s") % {"who": pause.paused_by}
+    text += " " + _("since %(since)s") % {"since": duration(now - pause.paused_at)}
+    if pause.until is not None:
+        text += " " + _("for another %(left)s") % {"left": duration(pause.until - now)}
+    return f"{text} ({pause.reason})." if pause.reason else f"{text}."
 
 
 def _ahead(alias: str, row: Task) -> int:
     ready = Task.objects.using(alias).filter(queue=row.queue, state=Literal(State.READY)).order_by("rank", "id")
+    if row.fair_key is not None:
+        ready = ready.filter(fair_key=row.fair_key)
     more_urgent = ready.filter(rank__lt=row.rank).values_list("id")[: AHEAD_CAP + 1]
     count = len(more_urgent)
     if count <= AHEAD_CAP:
         count += len(ready.filter(rank=row.rank, pk__lt=row.pk).values_list("id")[: AHEAD_CAP + 1 - count])
     return count
+
+
+# Limits
+
+
+def _parked(alias: str, row: Task, now: datetime) -> str:
+    if row.parked_on is None:
+        return _("It waits until its limit has room.")
+    if is_paused_type(row.parked_on):
+        return _("Tasks of its type were paused when its turn came; it goes back to its queue when that is over.")
+    found = limits.find_key(alias, row.parked_on, now=now)
+    if found is None:
+        return _("Its limit is gone; the upkeep sends it back.")
+    if not found.is_full:
+        return _("Its limit %(name)s has room: it goes back to its queue as soon as its turn comes.") % {
+            "name": limit_title(found)
+        }
+    return _("It is parked:") + " " + _held_up(alias, found, now)
+
+
+def limit_title(found: limits.LimitView) -> str:
+    """Return a limit's name and its bound, as people read it."""
+    return f"“{found.name}” ({limit_bound(found.bound)})"
+
+
+def limit_bound(bound: limits.Bound | None) -> str:
+    """Return a bound as people read it."""
+    if bound is None:
+        return _("no bound")
+    if bound.per_seconds is None:
+        return _("%(amount)d at once") % {"amount": bound.amount}
+    return _("%(amount)d per %(span)s") % {
+        "amount": bound.amount,
+        "span": duration(timedelta(seconds=bound.per_seconds)),
+    }
+
+
+def _held_up(alias: str, found: limits.LimitView, now: datetime) -> str:
+    """Say what a full limit is full of, who set it so, and what can be done."""
+    names = {"name": limit_title(found)}
+    if found.bound is not None and not found.bound.amount:
+        parts = [_("the limit %(name)s lets nothing start.") % names]
+    elif found.kind == LimitKind.RATE:
+        parts = [_("the rate limit %(name)s has no start left.") % names]
+        if found.next_start_at is not None:
+            parts.append(_("The next is due in %(span)s.") % {"span": duration(found.next_start_at - now)})
+    else:
+        held = limits.holders(alias, found.row.key, limit=_MOST_HOLDERS + 1)
+        parts = [
+            _("all slots of the limit %(name)s are taken, by %(ids)s.")
+            % {**names, "ids": ", ".join(str(holder.id) for holder in held[:_MOST_HOLDERS]) or _("nobody any more")}
+        ]
+        if len(held) > _MOST_HOLDERS:
+            parts[0] = parts[0][:-1] + _(" and others.")
+    if found.is_set:
+        parts.append(_set_by(found, now))
+        parts.append(_("An operator can reset it, or set another bound."))
+    else:
+        parts.append(_("An operator can raise it for a time."))
+    return " ".join(parts)
+
+
+def _set_by(found: limits.LimitView, now: datetime) -> str:
+    row = found.row
+    text = _("It was set by %(who)s") % {"who": row.set_by or _("somebody")}
+    if row.set_until is not None:
+        text += " " + _("for another %(span)s") % {"span": duration(row.set_until - now)}
+    return f"{text} ({row.set_reason})." if row.set_reason else f"{text}."
 
 
 # Waiting for others

@@ -12,7 +12,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from django_taskq import clock
 from django_taskq.domain.states import State
-from django_taskq.lifecycle.enqueue import options_for
+from django_taskq.lifecycle.databases import options_for
 from django_taskq.models import Duty, FinishedTask
 from django_taskq.ops import snapshot, stats
 from django_taskq.ops.explain import duration

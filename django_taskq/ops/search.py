@@ -44,6 +44,7 @@ __all__ = [
     "id_span",
     "live",
     "paged",
+    "paged_by",
     "position_of",
 ]
 
@@ -97,7 +98,7 @@ class TaskFilter:
 
     ``id``: a whole id or at least its first six digits. The created window is read off the
     ids, which hold the time of enqueueing in milliseconds. ``discarded``: True for only those dead tasks that
-    were given up, False for the others, None for both.
+    were given up, False for the others, None for both. ``parked_on``: the key of a limit that live tasks wait for.
     """
 
     id: str = ""
@@ -107,6 +108,7 @@ class TaskFilter:
     reasons: frozenset[str] = frozenset()
     fingerprint: str = ""
     discarded: bool | None = None
+    parked_on: str = ""
     created_since: datetime | None = None
     created_until: datetime | None = None
     finished_since: datetime | None = None
@@ -140,6 +142,8 @@ def live(
         return Page(rows=[], order=order)
     if wanted.id:
         base = _within_ids(base, wanted, match_)
+    elif wanted.parked_on:
+        base, order = base.filter(parked_on=wanted.parked_on), NEXT_TURN
     elif states == {State.RUNNING}:
         base, order = base.filter(lease__isnull=False), BY_WORKER
         match_.served |= {"states"}
@@ -230,6 +234,8 @@ class _Match:
             yield "reason", lambda value: value in wanted.reasons
         if wanted.fingerprint and "fingerprint" not in served:
             yield "fingerprint", lambda value: value == wanted.fingerprint
+        if wanted.parked_on and wanted.id:
+            yield "parked_on", lambda value: value == wanted.parked_on
         if wanted.discarded is not None and "discarded" not in served:
             yield "resolved_at", lambda value: (value is not None) is wanted.discarded
         if (wanted.created_since or wanted.created_until) and "created" not in served:
@@ -309,10 +315,23 @@ def paged(
     ``base`` holds only conditions that the order's index serves; ``keep`` tests the values of
     ``columns`` for the rest. Raise InvalidCursor.
     """
+    reader = Reader(base=base, order=order)
+    return paged_by(reader, limit=limit, after=after, before=before, keep=keep, columns=columns)
+
+
+def paged_by(
+    reader: Reader,
+    *,
+    limit: int = 50,
+    after: str | None = None,
+    before: str | None = None,
+    keep: Callable[[Sequence[Any]], bool] | None = None,
+    columns: Sequence[str] = (),
+) -> Page:
+    """Return the page that a reader finds behind or in front of a cursor; see ``paged``. Raise InvalidCursor."""
     forward = before is None
     cursor = after if forward else before
-    position = None if not cursor else position_of(base.model, order, cursor)
-    reader = Reader(base=base, order=order)
+    position = None if not cursor else position_of(reader.base.model, reader.order, cursor)
     if keep is None:
         return _direct(reader, limit, position, forward)
     return _windowed(reader, limit, position, forward, keep, tuple(columns))

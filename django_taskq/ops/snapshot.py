@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django_taskq import clock
+from django_taskq.domain.pauses import PauseScope
 from django_taskq.lifecycle.claim import parse_queues
-from django_taskq.models import Queue, Snapshot, Worker
+from django_taskq.models import Pause, Queue, Snapshot, Worker
+from django_taskq.store import pauses as pause_store
 
 __all__ = ["QueueDepth", "is_stale", "listens_to", "queues", "workers"]
 
@@ -18,12 +20,17 @@ FRESH = timedelta(minutes=2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueDepth:
-    """One queue: its registry row, its newest depth (None before the first look), and how many workers serve it."""
+    """
+    One queue: its registry row, its newest depth (None before the first look), and how many workers serve it.
+
+    ``pause`` is the one that stops it: that of everything where there is one, else its own.
+    """
 
     queue: Queue
     depth: Snapshot | None
     workers: int
     now: datetime
+    pause: Pause | None = None
 
     @property
     def oldest_ready(self) -> timedelta | None:
@@ -38,20 +45,31 @@ class QueueDepth:
         return self.depth is None or self.now - self.depth.at > FRESH
 
 
-def queues(alias: str, *, now: datetime | None = None, names: Sequence[str] | None = None) -> list[QueueDepth]:
-    """Return the registered queues, or those named, in their order, in four queries at most."""
+def queues(
+    alias: str, *, now: datetime | None = None, names: Sequence[str] | None = None, rows: Sequence[Queue] | None = None
+) -> list[QueueDepth]:
+    """
+    Return the registered queues, or those named, in their order, in five queries at most.
+
+    ``rows``: of these, which the caller has read.
+    """
     now = now or clock.now()
-    rows = Queue.objects.using(alias).order_by("position", "name")
-    if names is not None:
-        rows = rows.filter(name__in=list(names))
+    if rows is None:
+        known = Queue.objects.using(alias).order_by("position", "name")
+        rows = list(known if names is None else known.filter(name__in=list(names)))
     alive = [worker for worker in workers(alias) if not is_stale(worker, now)]
     depths = _newest(alias)
+    paused = {
+        pause.name: pause for pause in reversed(pause_store.in_force(alias, now)) if pause.scope != PauseScope.TASK
+    }
     return [
         QueueDepth(
             queue=row,
             depth=depths.get(row.name),
             workers=sum(listens_to(worker, row.name) for worker in alive),
             now=now,
+            # The pause of everything has no name.
+            pause=paused.get("") or paused.get(row.name),
         )
         for row in rows
     ]

@@ -84,7 +84,7 @@ def _of(alias: str, found: snapshot.QueueDepth, sums: dict[str, int], now: datet
         ready, oldest = depth.ready, found.oldest_ready
     return QueueFigures(
         queue=name,
-        paused=found.queue.paused,
+        paused=found.pause is not None,
         workers=found.workers,
         ready=ready,
         scheduled=None if depth is None else depth.scheduled,

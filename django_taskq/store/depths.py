@@ -11,7 +11,7 @@ from django.db.models import Count, QuerySet
 from django_taskq.domain.states import State
 from django_taskq.models import FinishedTask, Task
 
-__all__ = ["dead_by_queue", "oldest_ready", "running_by_queue", "scheduled_by_queue"]
+__all__ = ["dead_by_queue", "due", "oldest_ready", "running_by_queue", "scheduled_by_queue"]
 
 
 def dead_by_queue(alias: str, *, cap: int) -> Counter[str]:
@@ -25,6 +25,12 @@ def scheduled_by_queue(alias: str, *, cap: int) -> Counter[str]:
     # Not queue by queue: the index on the due time would be read whole for each.
     scheduled = Task.objects.using(alias).filter(state=State.SCHEDULED, run_after__isnull=False)
     return _by_queue(scheduled.order_by("run_after"), cap)
+
+
+def due(alias: str, queue: str, *, now: datetime, cap: int) -> int:
+    """Count the tasks of a queue that are due and not yet made ready, looking at the ``cap`` oldest of all."""
+    late = Task.objects.using(alias).filter(state=State.SCHEDULED, run_after__lte=now)
+    return _by_queue(late.order_by("run_after"), cap)[queue]
 
 
 def running_by_queue(alias: str) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Delete old rows that are not single tasks: workflows, statistics, snapshots, dead workers, audit entries."""
+"""Delete old rows that are not single tasks: workflows, statistics, snapshots, dead workers, audit entries, ticks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Any
 from django.db.models import Exists, Model, OuterRef, Q
 
 from django_taskq.domain.states import State
-from django_taskq.models import AuditEntry, Dependency, FinishedTask, Snapshot, Stat, Task, Worker, Workflow
+from django_taskq.models import (
+    AuditEntry,
+    Dependency,
+    FinishedTask,
+    IdempotencyKey,
+    ScheduleTick,
+    Snapshot,
+    Stat,
+    Task,
+    Worker,
+    Workflow,
+)
 from django_taskq.store.vendors import vendor_for
 
 __all__ = ["delete_old", "delete_workflow", "old_workflows"]
@@ -22,10 +33,16 @@ def delete_old(
     snapshots: datetime | None,
     workers: datetime | None,
     audit: datetime | None,
+    keys: datetime,
+    ticks: datetime | None,
     limit: int,
 ) -> int:
-    """Delete at most ``limit`` rows of each kind that are older than its moment; None keeps them for ever."""
-    count = 0
+    """
+    Delete at most ``limit`` rows of each kind that are older than its moment; None keeps them for ever.
+
+    ``keys``: those whose time was over then.
+    """
+    count = _delete(alias, IdempotencyKey, limit, expires_at__lte=keys)
     if statistics is not None:
         count += _delete(alias, Stat, limit, minute__lt=statistics)
     if snapshots is not None:
@@ -34,13 +51,15 @@ def delete_old(
         count += _delete(alias, Worker, limit, beat_at__lt=workers, state=Worker.State.DEAD)
     if audit is not None:
         count += _delete(alias, AuditEntry, limit, at__lt=audit)
+    if ticks is not None:
+        count += _delete(alias, ScheduleTick, limit, made_at__lt=ticks)
     return count
 
 
 def _delete(alias: str, model: type[Model], limit: int, **old: Any) -> int:
     # Ids first: not every database can delete with a limit.
     ids = list(model._default_manager.using(alias).filter(**old).values_list("pk", flat=True)[:limit])
-    return model._default_manager.using(alias).filter(pk__in=ids).delete()[0] if ids else 0
+    return vendor_for(alias).delete(model._default_manager.using(alias).filter(pk__in=ids)) if ids else 0
 
 
 def old_workflows(alias: str, *, state: int, before: datetime, limit: int) -> list[uuid.UUID]:

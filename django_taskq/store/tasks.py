@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from django_taskq.domain import payload
+from django_taskq.domain.parking import promised_key
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.models import Attempt, AuditEntry, FinishedTask, Progress, Task
 from django_taskq.models.tasks import TaskRow
@@ -24,9 +26,16 @@ __all__ = [
     "find_many",
     "replay",
     "request_cancel",
+    "request_requeue",
     "save_progress",
+    "take_requeues",
     "to_uuid",
+    "wants_requeue",
 ]
+
+# The mark in the options of a running task that was asked to stop and come back.
+_REQUEUE = "requeue"
+_REQUEUE_TEXT = '"requeue":true'
 
 
 def to_uuid(public_id: object) -> uuid.UUID | None:
@@ -79,32 +88,35 @@ def end_waiting(
     now: datetime,
     reason: DeadReason | None = None,
     error_line: str | None = None,
-) -> list[FinishedTask]:
+) -> tuple[list[FinishedTask], Counter[str]]:
     """
-    End tasks that nobody runs; return those that were ended.
+    End tasks that nobody runs; return those that were ended, and how many of them each limit had made a promise.
 
     A task that is claimed at the same moment is either ended here or left to its worker, never both.
     """
     vendor = vendor_for(alias)
 
-    def work() -> list[FinishedTask]:
+    def work() -> tuple[list[FinishedTask], Counter[str]]:
+        promised: Counter[str] = Counter()
         with vendor.atomic():
             live = Task.objects.using(alias).filter(pk__in=keys).exclude(state=State.RUNNING).order_by("pk")
             if vendor.connection.features.has_select_for_update:
                 live = live.select_for_update()
-            rows = [
-                _finished(row, state=state, reason=reason, now=now)
-                for row in live.values(*CARRIED, "attempt", "started_at")
-            ]
-            for row in rows:
+            rows: list[FinishedTask] = []
+            for values in live.values(*CARRIED, "attempt", "started_at", "slots"):
+                key = promised_key(values.pop("slots"))
+                if key is not None:
+                    promised[key] += 1
+                row = _finished(values, state=state, reason=reason, now=now)
                 row.error_line = error_line
+                rows.append(row)
             FinishedTask.objects.using(alias).bulk_create(rows)
             Task.objects.using(alias).filter(pk__in=[row.pk for row in rows]).delete()
             if state == State.CANCELLED:
                 from django_taskq.store import steps
 
                 steps.cancel(alias, [row.pk for row in rows], now=now)
-            return rows
+            return rows, promised
 
     return vendor.retrying(work)
 
@@ -113,11 +125,75 @@ def request_cancel(alias: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     """
     Ask running tasks to stop; return the ids of the rows that carry the request now.
 
-    It stays with a row that is put back: the next claim of it ends it.
+    It stays with a row that is put back: the next claim of it ends it. It takes the place of a request
+    to stop and come back.
     """
     tasks = Task.objects.using(alias).filter(pk__in=keys)
-    vendor_for(alias).retrying(lambda: tasks.filter(state=State.RUNNING).update(cancel=True))
+    vendor = vendor_for(alias)
+
+    def ask() -> None:
+        with vendor.atomic():
+            tasks.filter(state=State.RUNNING).update(cancel=True)
+            for row in tasks.filter(cancel=True, options__contains=_REQUEUE_TEXT):
+                tasks.filter(pk=row.pk).update(options=_without_requeue(row))
+
+    vendor.retrying(ask)
     return set(tasks.filter(cancel=True).values_list("pk", flat=True))
+
+
+def request_requeue(alias: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """
+    Ask running tasks to stop and come back; return the ids of the rows that carry this request now.
+
+    One that somebody asked to stop for good is left alone.
+    """
+    vendor = vendor_for(alias)
+
+    def ask() -> set[uuid.UUID]:
+        asked: set[uuid.UUID] = set()
+        with vendor.atomic():
+            running = Task.objects.using(alias).filter(pk__in=keys, state=State.RUNNING).order_by("pk")
+            if vendor.connection.features.has_select_for_update:
+                running = running.select_for_update()
+            for row in running:
+                if not row.cancel:
+                    options = payload.encode_value({**row.option_values, _REQUEUE: True}, limit=None)
+                    Task.objects.using(alias).filter(pk=row.pk).update(cancel=True, options=options)
+                elif not wants_requeue(row):
+                    continue
+                asked.add(row.pk)
+        return asked
+
+    return vendor.retrying(ask)
+
+
+def wants_requeue(row: Task) -> bool:
+    """Return whether the task was asked to stop and come back."""
+    return row.cancel and row.options is not None and _REQUEUE_TEXT in row.options
+
+
+def take_requeues(alias: str, held: Mapping[uuid.UUID, int]) -> dict[uuid.UUID, str | None]:
+    """
+    Take the requests to come back off rows that these leases hold; return the options that each is left with.
+
+    The caller has opened the transaction that settles them.
+    """
+    vendor = vendor_for(alias)
+    # Not only those with a request: one that comes now waits until the options are written back.
+    rows = Task.objects.using(alias).filter(pk__in=list(held)).order_by("pk")
+    if vendor.connection.features.has_select_for_update:
+        rows = rows.select_for_update()
+    taken: dict[uuid.UUID, str | None] = {}
+    for row in rows:
+        if row.lease == held[row.pk] and wants_requeue(row):
+            taken[row.pk] = options = _without_requeue(row)
+            Task.objects.using(alias).filter(pk=row.pk).update(cancel=False, options=options)
+    return taken
+
+
+def _without_requeue(row: Task) -> str | None:
+    values = {name: value for name, value in row.option_values.items() if name != _REQUEUE}
+    return payload.encode_value(values, limit=None) if values else None
 
 
 def replay(
@@ -134,7 +210,7 @@ def replay(
     The attempt number goes on where it was, with ``attempts`` more allowed (as
     many as the task had, without). Its budget starts anew; an expiry is lifted.
     Steps that succeeded are not run again, unless ``from_start``.
-    Two replays at once send a task back once.
+    Two replays at once send a task back once. One whose unique key a live task holds stays where it is.
     """
     vendor = vendor_for(alias)
 
@@ -158,7 +234,7 @@ def bring_back(
     from_start: bool = False,
 ) -> list[Task]:
     """
-    Make finished rows live again and return them; the caller has locked them.
+    Make finished rows live again and return them, without those whose unique key is taken; the caller has locked them.
 
     Ready, or with ``waits`` waiting for so many others. ``from_start`` forgets their steps.
     """
@@ -169,12 +245,24 @@ def bring_back(
         if waits is not None:
             row.state, row.waits_for = int(State.WAITING), waits.get(row.pk, 0)
             row.run_after = row.deadline_at = None
-    Task.objects.using(alias).bulk_create(rows, batch_size=500)
+    keyed = [row for row in rows if row.unique_key is not None]
+    Task.objects.using(alias).bulk_create([row for row in rows if row.unique_key is None], batch_size=500)
+    if keyed:
+        taken = _taken(alias, keyed)
+        rows = [row for row in rows if row.pk not in taken]
     for at in range(0, len(rows), 1000):
         keys = [row.pk for row in rows[at : at + 1000]]
         FinishedTask.objects.using(alias).filter(pk__in=keys).delete()
         steps.reset(alias, keys, from_start=from_start)
     return rows
+
+
+def _taken(alias: str, rows: Sequence[Task]) -> set[uuid.UUID]:
+    """Store rows with unique keys; return the ids of those whose key a live task holds, which are not stored."""
+    rows = sorted(rows, key=lambda row: row.unique_key)
+    Task.objects.using(alias).bulk_create(rows, batch_size=500, ignore_conflicts=True)
+    made = set(Task.objects.using(alias).filter(pk__in=[row.pk for row in rows]).values_list("pk", flat=True))
+    return {row.pk for row in rows} - made
 
 
 _CARRIED_BACK = (
@@ -189,6 +277,9 @@ _CARRIED_BACK = (
     "parent_id",
     "workflow_id",
     "role",
+    "limits",
+    "fair_key",
+    "unique_key",
 )
 
 
@@ -225,9 +316,9 @@ def discard(alias: str, keys: Sequence[uuid.UUID], *, now: datetime) -> list[uui
 
 def save_progress(alias: str, public_id: str, *, done: float, total: float | None, note: str, now: datetime) -> None:
     """Store how far a running task is."""
-    Progress.objects.using(alias).update_or_create(
-        task_id=uuid.UUID(public_id), defaults={"done": done, "total": total, "note": note[:200], "at": now}
-    )
+    facts = {"done": done, "total": total, "note": note[:200], "at": now}
+    with vendor_for(alias).atomic():
+        Progress.objects.using(alias).update_or_create(task_id=uuid.UUID(public_id), defaults=facts)
 
 
 def audit(
@@ -245,6 +336,6 @@ def audit(
     """Record who did what and why, one entry per task, or one for ``target``, found again by ``key``."""
     shared = {"at": now, "actor": actor[:150], "action": action, "reason": reason[:300], "detail": detail or {}}
     entries = [AuditEntry(**shared, task_id=row.pk, target=row.name[:200]) for row in rows]
-    AuditEntry.objects.using(alias).bulk_create(
-        entries or [AuditEntry(**shared, task_id=key, target=target[:200])], batch_size=500
-    )
+    entries = entries or [AuditEntry(**shared, task_id=key, target=target[:200])]
+    with vendor_for(alias).atomic():
+        AuditEntry.objects.using(alias).bulk_create(entries, batch_size=500)

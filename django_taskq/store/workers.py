@@ -46,7 +46,7 @@ def mark_stopping(alias: str, worker_id: int) -> None:
 
 def forget(alias: str, worker_id: int) -> None:
     """Delete the row of a worker that holds nothing any more."""
-    Worker.objects.using(alias).filter(pk=worker_id).delete()
+    vendor_for(alias).delete(Worker.objects.using(alias).filter(pk=worker_id))
 
 
 def not_dead(alias: str) -> list[Worker]:
@@ -83,10 +83,12 @@ def cancel_requests(alias: str, worker_id: int) -> list[str]:
     return [vendor.public_id(key) for key in asked.values_list("id", flat=True)]
 
 
-def held_since(alias: str, worker_id: int, *, before: datetime) -> list[Claim]:
-    """Return what the books say this worker claimed before a moment and still holds."""
+def held_since(alias: str, worker_id: int, *, before: datetime | None) -> list[Claim]:
+    """Return what the books say this worker claimed, before a moment if one is given, and still holds."""
     low, high = leases.span_of(worker_id)
-    held = Task.objects.using(alias).filter(lease__gte=low, lease__lte=high, started_at__lt=before)
+    held = Task.objects.using(alias).filter(lease__gte=low, lease__lte=high)
+    if before is not None:
+        held = held.filter(started_at__lt=before)
     vendor = vendor_for(alias)
     rows = held.values_list(*CLAIM_FIELDS, "lease")
     return [Claim(vendor.key_of(row[0]), *row[1:]) for row in rows]

@@ -17,6 +17,7 @@ from typing import Any
 
 from django.db.models import F, Q
 
+from django_taskq import clock
 from django_taskq.domain import payload
 from django_taskq.domain.states import DeadReason, State
 from django_taskq.domain.workflows import ENDED, Role, WorkflowState
@@ -31,6 +32,7 @@ __all__ = [
     "children_of",
     "cut_tasks",
     "cut_workflow",
+    "deadline_of",
     "dependencies_of",
     "ended_inside",
     "find",
@@ -240,6 +242,23 @@ def _unblock(waiting: Any, counts: Counter[uuid.UUID]) -> list[uuid.UUID]:
     for part in _chunks(list(counts)):
         free += waiting.filter(pk__in=part, waits_for__lte=0).values_list("pk", flat=True)
     return free
+
+
+def deadline_of(alias: str, key: uuid.UUID) -> datetime | None:
+    """
+    Return the deadline that the members of a workflow share, as the newest of them remembers it.
+
+    None where there is none, or where it has neither a member that is a task nor a task inside its newest member.
+    """
+    newest_inside = Workflow.objects.using(alias).filter(parent_id=key).order_by("-pk").values_list("pk", flat=True)
+    for flow in (key, newest_inside.first()):
+        for model in (Task, FinishedTask):
+            members = model._default_manager.using(alias).filter(workflow_id=flow, role=Role.MEMBER)
+            row = None if flow is None else members.order_by("-pk").first()
+            if row is not None:
+                until = row.option_values.get("later", {}).get("until")
+                return None if until is None else clock.from_timestamp(until)
+    return None
 
 
 def release(alias: str, keys: Collection[uuid.UUID], *, now: datetime, later: Any) -> set[str]:

@@ -2,9 +2,9 @@
 What a project needs to test its tasks.
 
 ``drain`` runs stored tasks in the calling thread, inside the test's own transaction;
-``record_tasks`` notes what would have been stored; ``stored_tasks`` asserts on rows; ``travel``
-moves the clock. ``plugin`` offers them as pytest fixtures. ``StoreContract`` and ``ExecutorContract`` hold
-a vendor or an executor of your own to what ours promise.
+``tick_schedules`` lets schedules tick; ``record_tasks`` notes what would have been stored; ``stored_tasks`` asserts on
+rows; ``travel`` moves the clock. ``plugin`` offers them as pytest fixtures. ``StoreContract`` and
+``ExecutorContract`` hold a vendor or an executor of your own to what ours promise.
 
 Its surprise: everything is loaded when first asked for, since pytest imports
 this package before any settings are there.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from django_taskq.testing.executor_contract import ExecutorContract
     from django_taskq.testing.recording import RecordedTask, TaskRecorder, record_tasks
     from django_taskq.testing.store_contract import StoreContract
+    from django_taskq.testing.ticking import tick_schedules
     from django_taskq.testing.workflows import RecordedWorkflow
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "drain",
     "record_tasks",
     "stored_tasks",
+    "tick_schedules",
     "travel",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "executor_contract": ("ExecutorContract",),
     "recording": ("RecordedTask", "TaskRecorder", "record_tasks"),
     "store_contract": ("StoreContract",),
+    "ticking": ("tick_schedules",),
     "workflows": ("RecordedWorkflow",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -15,7 +15,7 @@ from django_taskq import conf
 from django_taskq.domain import payload
 from django_taskq.domain.states import State
 from django_taskq.lifecycle import definitions
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.databases import database_for
 from django_taskq.models import FinishedTask, Task
 from django_taskq.store import tasks as store
 

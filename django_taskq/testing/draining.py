@@ -22,16 +22,21 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, InterfaceError, connections
+from django.db.models import QuerySet
 
 from django_taskq import clock, conf, events
 from django_taskq.domain.outcomes import ErrorInfo, Outcome
+from django_taskq.domain.parking import paused_type_key
+from django_taskq.domain.pauses import PauseScope
 from django_taskq.domain.states import State
+from django_taskq.duties import release
 from django_taskq.lifecycle import execute
 from django_taskq.lifecycle.claim import Claimer
 from django_taskq.lifecycle.context import Run
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.databases import database_for
 from django_taskq.lifecycle.settle import Ended, settle
-from django_taskq.models import Task
+from django_taskq.models import Limit, Task
+from django_taskq.store import pauses
 from django_taskq.store import tasks as task_store
 from django_taskq.store import workers as worker_store
 from django_taskq.store.rows import Claim
@@ -150,7 +155,7 @@ class _Host:
     def taken(self) -> None:
         """No line to look after."""
 
-    def started(self, run: Run) -> None:
+    def started(self, run: Run) -> bool:
         if events.wanted(events.TaskStarted):
             eligible = (run.claim.run_after or run.claim.created_at).timestamp()
             events.emit(
@@ -165,6 +170,7 @@ class _Host:
                     claim=run,
                 )
             )
+        return True
 
     def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
         if not is_written(settled):
@@ -244,7 +250,7 @@ def drain(
         limit = clock.now() + until if isinstance(until, timedelta) else until
         is_complete = _run(
             host,
-            Claimer(alias, worker_id, [(name, None) for name in names or []]),
+            Claimer(alias, worker_id, [(name, None) for name in names or []], options),
             names,
             max_tasks=max_tasks,
             raise_errors=raise_errors,
@@ -299,7 +305,7 @@ def _run(
             raise DrainOverrun(
                 f"{RUNAWAY} attempts and no end; the last was {host.attempts[-1]!r}. Give max_tasks or until"
             )
-        _promote_due(host.alias)
+        _promote_due(host.alias, host.options)
         # From the edge each time: what the last task enqueued may be more urgent, or on a new queue.
         claimer.refresh()
         rows = claimer.claim(1, now=clock.now())
@@ -307,14 +313,15 @@ def _run(
             for claim in rows:
                 run_one(host, claim, _sheltered, own_thread=False)
             _raise_what_must(host, raise_errors)
-        elif not follow or not _move_on(host.alias, names, limit):
+        elif not claimer.has_more and (not follow or not _move_on(host.alias, names, limit, claimer.opens_at)):
             return True
     return False
 
 
-def _promote_due(alias: str) -> None:
+def _promote_due(alias: str, options: conf.Options) -> None:
     while len(vendor_for(alias).promote(clock.now(), _PROMOTE_CHUNK)) == _PROMOTE_CHUNK:
         pass
+    release.run_once(alias, options, clock.now())
 
 
 def _raise_what_must(host: _Host, raise_errors: bool) -> None:
@@ -328,14 +335,36 @@ def _raise_what_must(host: _Host, raise_errors: bool) -> None:
         raise raised
 
 
-def _move_on(alias: str, names: Sequence[str] | None, limit: datetime | None) -> bool:
+def _releases(alias: str, parked: QuerySet[Task]) -> Iterator[datetime | None]:
+    """Yield when parked tasks may go on: at the look at their limits, or at the end of the pause of their type."""
+    paused = {
+        paused_type_key(pause.name): pause.until
+        for pause in pauses.in_force(alias, clock.now())
+        if pause.scope == PauseScope.TASK
+    }
+    # Of a paused type somebody looks each second; followed to its end, that would be for ever.
+    if parked.exclude(parked_on__in=paused).exists():
+        looks = Limit.objects.using(alias).filter(next_at__isnull=False).exclude(key__in=paused)
+        yield looks.order_by("next_at").values_list("next_at", flat=True).first()
+    for key, until in paused.items():
+        if until is not None and parked.filter(parked_on=key).exists():
+            yield until
+
+
+def _move_on(alias: str, names: Sequence[str] | None, limit: datetime | None, opens_at: datetime | None) -> bool:
     """Move the clock to the next due moment, or to the limit; return whether a task is due there."""
     hands = active_clock()
     assert hands is not None
     scheduled = Task.objects.using(alias).filter(state=State.SCHEDULED, run_after__isnull=False)
     if names is not None:
         scheduled = scheduled.filter(queue__in=names)
-    due = scheduled.order_by("run_after").values_list("run_after", flat=True).first()
+    first = scheduled.order_by("run_after").values_list("run_after", flat=True).first()
+    # Tasks that a rate keeps waiting go on when it lets them.
+    parked = Task.objects.using(alias).filter(state=State.PARKED)
+    if names is not None:
+        parked = parked.filter(queue__in=names)
+    looks = [*_releases(alias, parked), opens_at, first]
+    due = min((moment for moment in looks if moment is not None), default=None)
     if due is None or (limit is not None and due > limit):
         if limit is not None and limit > hands.now():
             hands.move_to(limit)

@@ -36,7 +36,7 @@ from django_taskq.worker.executors.base import Executor
 
 __all__ = ["ContractHost", "ExecutorContract"]
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 _LOOK_SECONDS = 0.002
 
 
@@ -129,12 +129,13 @@ class ContractHost:
     def may_start(self, claim: Claim) -> bool:
         return self.lets_start
 
-    def started(self, run: Run) -> None:
+    def started(self, run: Run) -> bool:
         with self.changed:
             self.runs.append(run)
             over = {id(ended.claim) for ended in self.ends}
             self.most_at_once = max(self.most_at_once, sum(id(one.claim) not in over for one in self.runs))
             self.changed.notify_all()
+        return True
 
     def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
         with self.changed:
@@ -218,6 +219,7 @@ class ExecutorContract:
             cancel=False,
             workflow_id=None,
             role=None,
+            slots=None,
             lease=make_lease(1, self._claim_no),
         )
 
@@ -303,6 +305,21 @@ class ExecutorContract:
         assert ended.started is not None
         assert before <= ended.started <= ended.ended <= clock.timestamp()
         assert ended.exception is None
+
+    def test_a_claim_is_judged_by_the_databases_clock(self) -> None:
+        executor = self.started(1)
+        half_an_hour = timedelta(minutes=30)
+        early = self.claim(self._double, 1)._replace(run_after=clock.now() + half_an_hour)
+        late = self.claim(self._double, 2)._replace(deadline_at=clock.now() - half_an_hour)
+
+        self.host.offset = timedelta(hours=1)
+        executor.submit([early])
+        self.wait_until_ended(1)
+        self.host.offset = -timedelta(hours=1)
+        executor.submit([late])
+        self.wait_until_ended(2)
+
+        assert [ended.outcome for ended in self.host.ends] == [Succeeded("2"), Succeeded("4")]
 
     def test_a_failure_carries_its_error(self) -> None:
         executor = self.started(1)

@@ -35,6 +35,7 @@ class RecordedTask(StoredTask):
     alias: str
     is_on_commit: bool
     workflow_id: str | None = None
+    unique_key: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,6 +87,7 @@ def _recorded(task: Any, alias: str, row: NewTask, on_commit: bool) -> RecordedT
         alias=alias,
         is_on_commit=on_commit,
         workflow_id=None if row.workflow_id is None else enqueue.public_id(row.workflow_id),
+        unique_key=row.unique_key,
         metadata=(payload.decode_value(row.metadata) or {}).get("user", {}),
     )
 
@@ -126,7 +128,8 @@ def record_tasks() -> Iterator[TaskRecorder]:
     Record what is enqueued in the block, by any thread and by whichever kind of enqueue, instead of storing it.
 
     Works for ``@task`` of this app and for Django's own on our database backend, with
-    ``enqueue_many``, ``aenqueue`` and ``enqueue_on_commit``. The results that callers get look as always, but there
+    ``enqueue_many``, ``aenqueue`` and ``enqueue_on_commit``. Unique tasks are recorded each time, with their key, as
+    nothing is there that could hold it. The results that callers get look as always, but there
     is no row to look up. May be nested: the inner one records.
     """
     recorder = TaskRecorder()

@@ -226,6 +226,58 @@ class StoreContract:
         assert claim.args == text
         assert key == self.ids_of([claim])[0]
 
+    # Unique keys
+
+    def test_of_tasks_with_a_unique_key_one_is_stored_and_its_holder_is_told(self) -> None:
+        first, other = self.new(unique_key="a"), self.new(unique_key="b")
+        assert self.vendor.insert_unique([first]) == {first.id}
+
+        assert self.vendor.insert_unique([self.new(unique_key="a"), other]) == {other.id}
+
+        holders = self.vendor.holders(["a", "b", "c"])
+        assert {key: holder.id for key, holder in holders.items()} == {"a": first.id, "b": other.id}
+        assert (holders["a"].state, holders["a"].created_at) == (State.READY, NOW)
+
+    def test_a_unique_key_that_is_taken_leaves_a_transaction_usable(self) -> None:
+        self.vendor.insert_unique([self.new(unique_key="a")])
+        with self.vendor.atomic():
+            assert self.vendor.insert_unique([self.new(unique_key="a")]) == set()
+            for lock in ("share", "update"):
+                assert list(self.vendor.holders(["a"], lock=lock)) == ["a"]
+            (key,) = self.stored(self.new())
+
+        assert self.live(key) is not None
+
+    def test_unique_keys_are_compared_to_the_letter(self) -> None:
+        rows = [self.new(unique_key=key) for key in ("key", "Key", "k\u00e9y", "~key", "'\"%s\\")]
+
+        assert self.vendor.insert_unique(rows) == {row.id for row in rows}
+        assert set(self.vendor.holders([row.unique_key or "" for row in rows])) == {row.unique_key for row in rows}
+
+    def test_a_claim_frees_the_keys_that_are_held_until_the_start_and_no_others(self) -> None:
+        self.vendor.insert_unique([self.new(unique_key=key) for key in ("~a", "b")])
+
+        assert len(self.vendor.claim("q", 5, lease=LEASE, now=NOW)) == 2
+        assert set(self.vendor.holders(["~a", "b"])) == {"b"}
+
+    def test_a_claim_with_limits_leaves_that_to_whoever_starts_the_tasks(self) -> None:
+        rows = [self.new(unique_key=key, options='{"frees_key":true}') for key in ("~a", "~b")]
+        self.vendor.insert_unique([*rows, self.new(unique_key="c")])
+        with self.vendor.atomic():
+            claims = self.vendor.claim("q", 5, lease=LEASE, now=NOW, limited=True)
+            assert set(self.vendor.holders(["~a", "~b", "c"])) == {"~a", "~b", "c"}
+            self.vendor.free_keys(claims[:1] + claims[2:])
+
+        assert set(self.vendor.holders(["~a", "~b", "c"])) == {"~b", "c"}
+
+    def test_an_end_frees_every_key(self) -> None:
+        self.vendor.insert_unique([self.new(unique_key="a")])
+        [claim] = self.vendor.claim("q", 1, lease=LEASE, now=NOW)
+        self.finish(self.ending(claim))
+
+        again = self.new(unique_key="a")
+        assert self.vendor.insert_unique([again]) == {again.id}
+
     # Claim
 
     def test_a_claim_takes_the_most_urgent_first_then_the_oldest(self) -> None:
@@ -289,6 +341,284 @@ class StoreContract:
         assert urgent not in resumed
         assert rest == [urgent, *keys[2 + len(resumed) :]]
 
+    # Limits
+
+    def take_limited(self, limit: int = 10, *, lease: int = LEASE, slots: str | None = None) -> list[Claim]:
+        """Claim with limits, in a transaction, as a gate does."""
+        with self.vendor.atomic():
+            return self.vendor.claim("q", limit, lease=lease, now=NOW, limited=True, slots=slots)
+
+    def test_a_plain_claim_passes_over_tasks_with_limits(self) -> None:
+        limited, free = self.stored(self.new(limits="2c:k"), self.new())
+
+        claims = self.vendor.claim("q", 10, lease=LEASE, now=NOW)
+
+        assert self.ids_of(claims) == [free]
+        assert [claim.slots for claim in claims] == [None]
+        row = self.live(limited)
+        assert row is not None
+        assert (row.state, row.attempt, row.lease) == (State.READY, 0, None)
+        assert self.vendor.has_limited("q")
+        assert not self.vendor.has_limited("other")
+
+    def test_a_limited_claim_writes_down_what_each_task_counts_in(self) -> None:
+        keys = self.stored(self.new(limits="2c:a\n2r:a"), self.new())
+
+        claims = self.take_limited(slots="1c:queue:q")
+
+        assert [claim.slots for claim in claims] == ["1c:queue:q\n2c:a\n2r:a", "1c:queue:q"]
+        for key, slots in zip(keys, ["1c:queue:q\n2c:a\n2r:a", "1c:queue:q"], strict=True):
+            row = self.live(key)
+            assert row is not None
+            assert (row.slots, row.attempt, row.lease) == (slots, 1, LEASE)
+
+    def test_a_limited_claim_of_tasks_without_limits_leaves_them_without_slots(self) -> None:
+        self.stored(self.new())
+
+        assert [claim.slots for claim in self.take_limited()] == [None]
+
+    def test_a_limited_claim_goes_on_behind_the_last_one(self) -> None:
+        keys = self.stored(*(self.new(limits="2c:k") for _ in range(3)))
+        [first] = self.take_limited(1)
+
+        with self.vendor.atomic():
+            found = self.vendor.claim(
+                "q", 9, lease=LEASE, now=NOW, after=(first.rank, first.key), limited=True, slots=None
+            )
+
+        assert self.ids_of(found) == keys[1:]
+
+    def test_parked_tasks_wait_on_their_key_and_come_back_most_urgent_first(self) -> None:
+        keys = self.stored(*(self.new(limits="2c:k", rank=-at) for at in range(4)))
+        with self.vendor.atomic():
+            claims = self.vendor.claim("q", 10, lease=LEASE, now=NOW, limited=True)
+            self.vendor.park([(claim, "2c:k" if claim.rank else None, None) for claim in claims], lease=LEASE)
+        rows = [self.live(key) for key in keys]
+        assert [
+            (row.state, row.parked_on, row.attempt, row.lease, row.slots, row.started_at)
+            for row in rows
+            if row is not None
+        ] == [(State.READY, None, 0, None, None, None), *[(State.PARKED, "2c:k", 0, None, None, None)] * 3]
+
+        with self.vendor.atomic():
+            told = self.vendor.unpark([("2c:k", 2), ("2c:nobody", 5)])
+
+        assert told == [("2c:k", "q")] * 2
+        back = Task.objects.using(self.vendor.alias).filter(state=State.READY, parked_on=None).order_by("rank")
+        assert list(back.values_list("pk", flat=True)) == [keys[3], keys[2], keys[0]]
+
+    def test_a_released_task_carries_the_key_it_was_released_for_until_it_is_claimed(self) -> None:
+        self.stored(*(self.new(limits="2c:k\n2r:j") for _ in range(2)), self.new(limits="2c:k"))
+        with self.vendor.atomic():
+            claims = self.vendor.claim("q", 9, lease=LEASE, now=NOW, limited=True)
+            self.vendor.park(
+                [(claims[0], "2r:j", None), (claims[1], "p:x", None), (claims[2], "p:x", None)], lease=LEASE
+            )
+            self.vendor.unpark([("2r:j", 1), ("p:x", 2)])
+        found = self.take_limited(slots="1c:queue:q")
+        assert [claim.slots for claim in found] == [
+            "1c:queue:q\n2c:k\n2r:j\n!2r:j",
+            "1c:queue:q\n2c:k\n2r:j",
+            "1c:queue:q\n2c:k",
+        ]
+
+        with self.vendor.atomic():
+            self.vendor.park([(found[0], None, "2r:j"), (found[1], "2c:k", None), (found[2], None, None)], lease=LEASE)
+
+        again = self.take_limited()
+        assert [claim.slots for claim in again] == ["2c:k\n2r:j\n!2r:j", "2c:k"]
+
+    def test_nobody_parks_what_another_holds(self) -> None:
+        self.stored(self.new(limits="2c:k"))
+        [claim] = self.take_limited()
+
+        with self.vendor.atomic():
+            self.vendor.park([(claim, "2c:k", None)], lease=OTHER)
+
+        row = self.live(self.ids_of([claim])[0])
+        assert row is not None
+        assert row.state == State.RUNNING
+
+    def test_a_task_put_back_holds_no_slot(self) -> None:
+        self.stored(self.new(limits="2c:k"))
+        [claim] = self.take_limited()
+
+        self.put_back(Again(claim.key, LEASE, State.READY, 1, None, None))
+
+        row = self.live(self.ids_of([claim])[0])
+        assert row is not None
+        assert (row.slots, row.limits) == (None, "2c:k")
+
+    def test_a_finished_task_keeps_what_limited_it(self) -> None:
+        self.stored(self.new(limits="2c:k", fair_key="acme", unique_key="once"))
+        [claim] = self.take_limited()
+
+        self.finish(self.ending(claim))
+
+        row = self.finished(self.ids_of([claim])[0])
+        assert row is not None
+        assert (row.limits, row.fair_key, row.unique_key) == ("2c:k", "acme", "once")
+
+    def test_limits_are_locked_in_order_and_saved_as_they_are(self) -> None:
+        keys = ["0c:all", "1c:queue:Ärger", "2c:Key", "2c:key", "2r:rate"]
+        with self.vendor.atomic():
+            self.vendor.make_limits(reversed(keys))
+            self.vendor.make_limits(keys)
+            found = self.vendor.lock_limits([*keys, "2c:nobody"])
+            self.vendor.save_held([("2c:Key", 3), ("0c:all", 1)])
+            values = (2, 5, 60.5, 7, 1.25, NOW, True, 4, NOW, NOW, WHOLE)
+            self.vendor.save_limits([("2c:key", *values), ("2r:rate", *values)])
+            empty = (0, None, None, None, None, None, False, 0, None, None, None)
+            self.vendor.save_limits([("2r:rate", *empty)])
+
+        assert [row[0] for row in found] == keys
+        rows = {row[0]: row for row in self._limits(keys)}
+        assert (rows["2c:Key"][1], rows["0c:all"][1]) == (3, 1)
+        assert rows["2c:key"][1:12] == values
+        assert rows["2r:rate"][1:12] == empty
+
+    def _limits(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        with self.vendor.atomic():
+            return self.vendor.lock_limits(keys)
+
+    # Claim in turns over fair keys
+
+    def test_queues_with_fair_keys_are_told_from_the_others(self) -> None:
+        self.stored(self.new(queue="a", fair_key="x"), self.new(queue="b"), self.new(queue="A", fair_key="x"))
+        self.stored(self.new(queue="c", fair_key="x", state=State.SCHEDULED, run_after=NOW))
+
+        assert self.vendor.fair_queues(["a", "b", "c", "d"]) == {"a"}
+        assert self.vendor.fair_queues([]) == set()
+
+    def test_fair_keys_of_ready_tasks_are_listed_once_each_in_order(self) -> None:
+        self.stored(*(self.new(fair_key=key) for key in ("b", "a", "c", "a", "b")))
+        self.stored(self.new(), self.new(queue="other", fair_key="z"))
+        self.stored(self.new(fair_key="d", state=State.SCHEDULED, run_after=NOW))
+
+        assert self.vendor.fair_keys("q", after="", limit=10) == ["a", "b", "c"]
+        assert self.vendor.fair_keys("q", after="", limit=2) == ["a", "b"]
+        assert self.vendor.fair_keys("q", after="a", limit=10) == ["b", "c"]
+        assert self.vendor.fair_keys("q", after="c", limit=10) == []
+        assert self.vendor.fair_keys("empty", after="", limit=10) == []
+
+    def test_fair_keys_differ_by_case_and_accent(self) -> None:
+        self.stored(*(self.new(fair_key=key) for key in ("acme", "Acme", "\u00e1cme", "acme")))
+
+        found = self.vendor.claim_fair("q", [("acme", 5)], lease=LEASE, now=NOW)
+
+        assert set(self.vendor.fair_keys("q", after="", limit=10)) == {"Acme", "\u00e1cme"}
+        assert [len(claims) for claims in found.values()] == [2]
+
+    def test_a_fair_claim_takes_of_each_key_its_share_most_urgent_first(self) -> None:
+        of_a = self.stored(*(self.new(fair_key="a", rank=rank) for rank in (0, 0, -1)))
+        of_b = self.stored(*(self.new(fair_key="b") for _ in range(3)))
+        self.stored(self.new(rank=-9), self.new(queue="other", fair_key="a"))
+
+        found = self.vendor.claim_fair("q", [("a", 2), ("b", 1), ("none", 5)], lease=LEASE, now=NOW)
+
+        assert {key: self.ids_of(claims) for key, claims in found.items()} == {"a": [of_a[2], of_a[0]], "b": of_b[:1]}
+        for claims in found.values():
+            for claim in claims:
+                row = self.live(uuid.UUID(self.vendor.public_id(claim.key)))
+                assert row is not None
+                assert (row.state, row.attempt, row.lease, row.started_at) == (State.RUNNING, 1, LEASE, NOW)
+                assert (claim.attempt, claim.lease, claim.slots, claim.queue) == (1, LEASE, None, "q")
+                assert claim.created_at == NOW
+        assert Task.objects.using(self.vendor.alias).filter(state=State.READY).count() == 5
+
+    def test_a_resumed_fair_claim_leaves_nothing_out_in_the_end(self) -> None:
+        keys = self.stored(*(self.new(fair_key="a") for _ in range(5)))
+        [first] = self.vendor.claim_fair("q", [("a", 2)], lease=LEASE, now=NOW).values()
+        [urgent] = self.stored(self.new(fair_key="a", rank=-1))
+
+        after = {"a": (first[-1].rank, first[-1].key)}
+        [second] = self.vendor.claim_fair("q", [("a", 2)], lease=LEASE, now=NOW, after=after).values()
+        [third] = self.vendor.claim_fair("q", [("a", 9)], lease=LEASE, now=NOW).values()
+
+        # Where it starts is the vendor's choice.
+        assert self.ids_of(second) in ([keys[2], keys[3]], [urgent, keys[2]])
+        assert {*self.ids_of(second), *self.ids_of(third)} == {urgent, *keys[2:]}
+
+    def test_a_fair_claim_from_many_keys_is_complete(self) -> None:
+        keys = [f"key {at}" for at in range(230)]
+        self.stored(*(self.new(fair_key=key) for key in keys for _ in range(2)))
+
+        found = self.vendor.claim_fair("q", [(key, 1) for key in keys], lease=LEASE, now=NOW)
+
+        assert sorted(found) == sorted(keys)
+        assert {len(claims) for claims in found.values()} == {1}
+        assert Task.objects.using(self.vendor.alias).filter(state=State.RUNNING, lease=LEASE).count() == 230
+
+    def test_a_fair_claim_passes_over_tasks_with_limits_unless_it_asks_them(self) -> None:
+        limited, plain = self.stored(self.new(fair_key="a", limits="rate:x\nconc:y"), self.new(fair_key="a"))
+
+        first = self.vendor.claim_fair("q", [("a", 2)], lease=LEASE, now=NOW)
+        with self.vendor.atomic():
+            second = self.vendor.claim_fair("q", [("a", 2)], lease=OTHER, now=NOW, limited=True, slots="queue:q")
+
+        assert self.ids_of(first["a"]) == [plain]
+        assert self.ids_of(second["a"]) == [limited]
+        assert [claim.slots for claim in second["a"]] == ["queue:q\nrate:x\nconc:y"]
+        row = self.live(limited)
+        assert row is not None
+        assert (row.slots, row.lease) == ("queue:q\nrate:x\nconc:y", OTHER)
+
+    def test_tasks_without_a_fair_key_are_found_and_claimed_apart(self) -> None:
+        self.stored(*(self.new(fair_key="a") for _ in range(3)))
+        late, urgent, limited = self.stored(self.new(), self.new(rank=-1), self.new(limits="conc:x"))
+        self.stored(self.new(queue="other"), self.new(state=State.SCHEDULED, run_after=NOW))
+
+        first, last = self.vendor.unkeyed("q", after=None, size=100)
+        assert first is not None
+        assert last is not None
+        taken = self.vendor.claim_between("q", 9, first=first, last=last, lease=LEASE, now=NOW)
+        with self.vendor.atomic():
+            rest = self.vendor.claim_between(
+                "q", 9, first=first, last=last, lease=OTHER, now=NOW, limited=True, slots="queue:q"
+            )
+
+        assert self.ids_of(taken) == [urgent, late]
+        assert [(claim.attempt, claim.lease, claim.slots) for claim in taken] == [(1, LEASE, None)] * 2
+        assert self.ids_of(rest) == [limited]
+        assert [claim.slots for claim in rest] == ["queue:q\nconc:x"]
+        assert self.vendor.unkeyed("q", after=None, size=100)[0] is None
+
+    def test_a_claim_between_two_tasks_of_one_rank_takes_no_others(self) -> None:
+        keys = self.stored(*(self.new() for _ in range(5)))
+        self.stored(self.new(rank=-1), self.new(rank=1), self.new(fair_key="a"))
+        first, last = ((0, self.vendor.key_of(key)) for key in (keys[1], keys[3]))
+
+        some = self.vendor.claim_between("q", 2, first=first, last=last, lease=LEASE, now=NOW)
+        rest = self.vendor.claim_between("q", 9, first=first, last=last, lease=LEASE, now=NOW)
+
+        assert self.ids_of(some) == keys[1:3]
+        assert self.ids_of(rest) == [keys[3]]
+
+    def test_the_first_ready_task_of_each_rank_is_found(self) -> None:
+        urgent, first, second, _ = self.stored(self.new(rank=-3), self.new(), self.new(), self.new(queue="other"))
+        self.stored(self.new(rank=-9, state=State.SCHEDULED, run_after=NOW))
+
+        assert self.vendor.ready_head("q") == (-3, urgent)
+        assert self.vendor.ready_head("q", above=-3) == (0, first)
+        assert self.vendor.ready_head("q", above=0) is None
+        assert self.vendor.ready_head("q", behind=(0, self.vendor.key_of(first))) == (0, second)
+        assert self.vendor.ready_head("q", behind=(0, self.vendor.key_of(second))) is None
+
+    def test_a_look_for_tasks_without_a_fair_key_goes_on_where_the_last_one_ended(self) -> None:
+        self.stored(*(self.new(fair_key="a") for _ in range(5)))
+        [plain] = self.stored(self.new())
+        self.stored(*(self.new(fair_key="a") for _ in range(5)))
+
+        after, looks, found = None, 0, None
+        while found is None and looks < 10:
+            found, after = self.vendor.unkeyed("q", after=after, size=2)
+            looks += 1
+
+        # How much it sees at once is the vendor's choice.
+        assert found is not None
+        assert self.vendor.public_id(found[1]) == self.vendor.public_id(self.vendor.key_of(plain))
+        assert self.vendor.unkeyed("empty", after=None, size=2) == (None, None)
+
     # Settle
 
     def test_a_finished_task_moves_with_all_it_carried(self) -> None:
@@ -341,6 +671,15 @@ class StoreContract:
                 None,
                 None,
             )
+
+    def test_a_success_that_says_why_it_was_skipped_keeps_that(self) -> None:
+        plain, skipped = self.claimed(2)
+
+        self.finish(self.ending(skipped, error_line="skipped: nothing to do"))
+        self.finish(self.ending(plain))
+
+        lines = [row.error_line for key in self.ids_of([plain, skipped]) if (row := self.finished(key)) is not None]
+        assert lines == [None, "skipped: nothing to do"]
 
     def test_what_is_kept_for_a_time_says_until_when_and_what_is_not_kept_is_gone(self) -> None:
         kept, gone, usual = self.claimed(3)
@@ -405,6 +744,7 @@ class StoreContract:
             None,
             None,
             False,
+            None,
             None,
             None,
             LEASE,

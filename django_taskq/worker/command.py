@@ -21,7 +21,7 @@ from django_taskq import conf
 from django_taskq.domain.states import State
 from django_taskq.domain.values import lean
 from django_taskq.lifecycle.claim import parse_queues
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.databases import database_for
 from django_taskq.store.vendors import vendor_for
 from django_taskq.worker import console, health, memory, single
 from django_taskq.worker.loop import Plan, Worker, in_own_thread
@@ -79,7 +79,7 @@ OPTIONS = (
         flag="--queues",
         name="queues",
         metavar="NAMES",
-        help="queues to work for, in this order; with weights (email:3,default) the first one is drawn each time; "
+        help="queues to work for, in this order; with weights (email:3,default) each gives its share; "
         "all queues if empty",
     ),
     Option(flag="--processes", name="processes", kind=int, metavar="N", help="worker processes"),
@@ -208,6 +208,7 @@ def run(options: Mapping[str, Any]) -> int:
     verbosity = int(options.get("verbosity", 1))
     seen = _Seen()
     memory.keep_few_arenas()
+    memory.pack_models()
     # What setting Django up left is used again by what the threads need, instead of growing the process.
     memory.give_back()
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-__all__ = ["forget_inherited_pools", "tidy", "tidy_if_idle"]
+__all__ = ["close_idle", "forget_inherited_pools", "tidy", "tidy_if_idle"]
 
 # A connection that lay idle this long is looked at before it is used again.
 _IDLE_SECONDS = 1.0
@@ -81,6 +81,13 @@ def tidy_if_idle(*, drop_transactions: bool) -> None:
     """Do what ``tidy`` does if this thread's connections were idle for a while: the server may have closed them."""
     if _opened.connections and time.monotonic() - _opened.tidied_at > _IDLE_SECONDS:
         tidy(drop_transactions=drop_transactions)
+
+
+def close_idle() -> None:
+    """Close connections of this thread, but for those in a transaction."""
+    for connection in _opened.connections.values():
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 def _drop(connection: BaseDatabaseWrapper) -> None:

@@ -4,8 +4,8 @@ The worker: claims tasks, hands them to executors, settles what comes back.
 Four threads beside the slots: the claimer keeps a short line in front of the
 slots; the flusher writes whatever ended while its previous write was on its way;
 the heartbeat keeps the leases alive and hears of cancels; the duties do upkeep.
-Its surprise: a worker can lose its identity. Declared dead by another, it drops
-what it holds and goes on under a new id; what it still runs can no longer be settled.
+Its surprise: a worker can lose its identity. Declared dead by another, it hands back
+what it has not begun and goes on under a new id; what it still runs can no longer be settled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
@@ -32,12 +33,14 @@ from django_taskq.exceptions import ShutdownTimeout
 from django_taskq.lifecycle import definitions, execute, wake
 from django_taskq.lifecycle.claim import Claimer, parse_queues
 from django_taskq.lifecycle.context import Run
-from django_taskq.lifecycle.enqueue import database_for
+from django_taskq.lifecycle.databases import database_for
 from django_taskq.lifecycle.settle import Ended, settle
 from django_taskq.store import duties as duty_store
+from django_taskq.store import queues as queue_store
 from django_taskq.store import workers as store
 from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
+from django_taskq.task import QUEUE_LENGTH
 from django_taskq.worker.executors import Executor, make_executor
 from django_taskq.worker.executors.base import is_written
 from django_taskq.worker.memory import give_back, resident_megabytes
@@ -66,6 +69,9 @@ _REST_SECONDS = 1.0
 # What leaving may take beyond the grace time: for each word to the database, and for writing what ended.
 _GOODBYE_SECONDS = 2.0
 _WRITE_SECONDS = 5.0
+# How long the database may take to tell the time, for the middle of that to be good enough; and how often it is asked.
+_CLOCK_SECONDS = 0.2
+_CLOCK_TRIES = 3
 _NOT_BEGUN = Interrupted(started=False)
 _here: weakref.WeakSet[Worker] = weakref.WeakSet()
 
@@ -111,6 +117,8 @@ class Worker:
         self._closed = False
         self._ended: SimpleQueue[tuple[Ended, threading.Event | None] | None] = SimpleQueue()
         self._runs: dict[int, Run] = {}
+        # What was claimed and has not been told yet how it ended, by the claim's identity.
+        self._untold: dict[int, Claim] = {}
         self._mean_seconds = 0.0
         self._async_share = 0.0
         self._taken_at = time.monotonic()
@@ -123,6 +131,7 @@ class Worker:
         self._claiming = threading.Lock()
         self._search_at = 0.0
         self._aside: list[Ended] = []
+        self._aside_at = 0.0
         self._written = 0
         self._started_total = 0
         self._unbegun = 0
@@ -256,7 +265,7 @@ class Worker:
     def _announce(self) -> None:
         began = clock.elapsed()
         now = self._db_now()
-        self.id = store.announce(
+        worker_id = store.announce(
             self.alias,
             now=now,
             name=self.name[:200],
@@ -267,17 +276,25 @@ class Worker:
             executor=self.plan.worker.executor[:100],
             lease_seconds=self.options.lease_seconds,
         )
+        self._claimer = Claimer(self.alias, worker_id, self.queues, self.options)
+        self.id = worker_id
         self._lease_until = began + self.options.lease_seconds * 0.9
         self._beat_at = time.monotonic()
-        self._claimer = Claimer(self.alias, self.id, self.queues)
         if events.wanted(events.WorkerStarted):
             events.emit(events.WorkerStarted(worker_id=self.id, name=self.name, alias=self.alias))
 
     def _db_now(self) -> datetime:
         """Return the database's clock, and remember at which moment of ours that was."""
-        before = clock.elapsed()
-        moment = vendor_for(self.alias).now()
-        self._db_moment_at = (before + clock.elapsed()) / 2
+        tries = _CLOCK_TRIES
+        while True:
+            before = clock.elapsed()
+            moment = vendor_for(self.alias).now()
+            after = clock.elapsed()
+            tries -= 1
+            if after - before < _CLOCK_SECONDS or not tries:
+                break
+            # It may be of the beginning or of the end of that time; perhaps we were suspended meanwhile.
+        self._db_moment_at = (before + after) / 2
         self._db_moment = moment
         return moment
 
@@ -300,8 +317,6 @@ class Worker:
             if worker.executor == "processes":
                 given.setdefault("kill_seconds", worker.kill_grace.total_seconds())
             self._sync = make_executor(worker.executor, self, worker.threads, **given)
-            if worker.async_slots and worker.executor != "inline":
-                self._async = make_executor("asyncio", self, worker.async_slots)
         self._sync.start()
 
     def _executors(self) -> list[Executor]:
@@ -332,14 +347,20 @@ class Worker:
                 if not connected:
                     wakeup.connect()
                     connected = True
+                if failures:
+                    # Here, where no other claim is on its way, and before a burst may find nothing left to do.
+                    self._return_forgotten()
                 self._turn(wakeup)
                 failures = 0
             except (DatabaseError, InterfaceError, OSError) as error:
                 failures += 1
                 connected = False
-                # The claim may have been committed although its answer was lost.
-                self._search_at = 0.0
+                # The claim may have been committed although its answer was lost, or may be still.
+                self._search_soon()
                 self._survive("claim", error, failures, until=self._stopping)
+        if failures:
+            with suppress(DatabaseError, InterfaceError, OSError):
+                self._return_forgotten()
 
     def _turn(self, wakeup: Wakeup) -> None:
         """Claim once, or sleep."""
@@ -357,18 +378,21 @@ class Worker:
             # Before the claim, too: another thread may promote what is due between an empty claim and this look.
             self._promote_due()
         with self._claiming:
+            if clock.elapsed() >= self._lease_until or claimer is not self._claimer:
+                # Declared dead since it was asked how many to claim.
+                return
             rows = claimer.claim(want, now=self.now())
             self._held.update([(row.key, row.lease) for row in rows])
         if rows:
             wakeup.worked()
             self._dispatch(rows)
-        elif is_quiet:
+        elif is_quiet and not claimer.has_more:
             self.stop("burst done")
         elif not self._in_hand():
             self._rest()
-            wakeup.wait()
+            wakeup.wait(claimer.looks_in(self.now()))
         else:
-            wakeup.wait(0.02 if self.plan.burst else None)
+            wakeup.wait(0.02 if self.plan.burst else claimer.looks_in(self.now()))
 
     def _rest(self) -> None:
         """Return unused memory to the system, once after each time of work."""
@@ -380,10 +404,11 @@ class Worker:
         return not self._in_hand() and not self._unwritten()
 
     def _promote_due(self) -> None:
-        """Make everything ready that is due."""
-        from django_taskq.duties import promote
+        """Make everything ready that is due, and what is parked and may start."""
+        from django_taskq.duties import promote, release
 
         promote.run_once(self.alias, self.options, self.now())
+        release.run_once(self.alias, self.options, self.now())
 
     def _in_hand(self) -> int:
         return sum(executor.in_hand() for executor in self._executors())
@@ -419,9 +444,14 @@ class Worker:
             want = max(want, int(free * self._async_share) if free > 0 else 0) if want > 0 else 0
         return max(0, min(want, batch, room))
 
-    def _dispatch(self, rows: Sequence[Claim]) -> None:
+    def _enter(self, rows: Sequence[Claim]) -> None:
+        """Take claims into the books: each is told once how it ended."""
         with self._books:
             self._started_total += len(rows)
+            self._untold.update([(id(row), row) for row in rows])
+
+    def _dispatch(self, rows: Sequence[Claim]) -> None:
+        self._enter(rows)
         if self._stopping.is_set():
             # The worker was stopped while the database answered.
             self._return(rows)
@@ -432,18 +462,28 @@ class Worker:
         self._taken_at = max(self._taken_at, time.monotonic())
         sync = self._sync
         assert sync is not None
-        if self._async is None or not definitions.any_coroutines():
+        beside = self._executor_beside()
+        if beside is None:
             sync.submit(rows)
             return
         coroutines = [row for row in rows if self._is_coroutine(row.name)]
         self._async_share += (len(coroutines) / len(rows) - self._async_share) * 0.3
         if coroutines:
-            free = max(self._async.slots - self._async.in_hand(), 0)
-            self._async.start()
-            self._async.submit(coroutines[:free])
+            free = max(beside.slots - beside.in_hand(), 0)
+            beside.start()
+            beside.submit(coroutines[:free])
             chosen = set(map(id, coroutines[:free]))
             rows = [row for row in rows if id(row) not in chosen]
         sync.submit(rows)
+
+    def _executor_beside(self) -> Executor | None:
+        """Return what runs coroutines beside the slots; None while no coroutine is known, or where there is no such."""
+        worker = self.plan.worker
+        if self._async is None and worker.async_slots and worker.executor not in ("asyncio", "inline"):
+            if not definitions.any_coroutines():
+                return None
+            self._async = make_executor("asyncio", self, worker.async_slots)
+        return self._async
 
     def _is_coroutine(self, name: str) -> bool:
         try:
@@ -473,9 +513,14 @@ class Worker:
     def may_start(self, claim: Claim) -> bool:
         return clock.elapsed() < self._lease_until and claim.lease >> 32 == self.id and not self._stopping.is_set()
 
-    def started(self, run: Run) -> None:
+    def started(self, run: Run) -> bool:
         run.cancel_event = None
-        self._runs[id(run.claim)] = run
+        with self._books:
+            # Once more, since to prepare a task may take long: its module is imported. From here on it is
+            # among those that are interrupted when the worker is declared dead, or has to go.
+            if not self.may_start(run.claim):
+                return False
+            self._runs[id(run.claim)] = run
         if self._tells_start:
             claim = run.claim
             eligible = (claim.run_after or claim.created_at).timestamp()
@@ -491,19 +536,20 @@ class Worker:
                     claim=run,
                 )
             )
+        return True
 
     def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
-        was_begun = ended.started is not None or is_written(settled)
         with self._books:
-            is_first = self._runs.pop(id(ended.claim), None) is not None or not was_begun
-            is_told = is_first and not self._closed
+            self._runs.pop(id(ended.claim), None)
+            is_told = self._untold.pop(id(ended.claim), None) is not None and not self._closed
             if is_told and not is_written(settled):
                 self._ended.put((ended, settled))
         if not is_told:
             self._forget_late(ended, settled)
             return
         if ended.started is not None:
-            spent = ended.ended - ended.started
+            # The wall clock may have been set back meanwhile.
+            spent = max(ended.ended - ended.started, 0.0)
             mean = self._mean_seconds
             # Never 0, which means "not known yet".
             self._mean_seconds = mean + (spent - mean) * 0.2 + 1e-7 if mean else spent + 1e-7
@@ -526,30 +572,37 @@ class Worker:
     # Settle
 
     def _flush_loop(self) -> None:
-        while True:
+        # A call for each batch: while the flusher waits it keeps nothing of what it has written.
+        while self._flush_next():
+            pass
+
+    def _flush_next(self) -> bool:
+        """Wait for what ended, and write it together with what ended meanwhile; return whether there may be more."""
+        try:
+            first = self._ended.get(timeout=max(self._aside_at - time.monotonic(), 0.0) if self._aside else None)
+        except Empty:
+            self._write_aside()
+            return True
+        if first is None:
+            self._write_aside()
+            return False
+        batch = [first]
+        is_last = False
+        weight = weight_of(first[0])
+        while len(batch) < FLUSH_MOST and weight < FLUSH_BYTES:
             try:
-                first = self._ended.get(timeout=_ASIDE_SECONDS if self._aside else None)
+                item = self._ended.get_nowait()
             except Empty:
-                self._write_aside()
-                continue
-            if first is None:
-                return
-            batch = [first]
-            is_last = False
-            weight = weight_of(first[0])
-            while len(batch) < FLUSH_MOST and weight < FLUSH_BYTES:
-                try:
-                    item = self._ended.get_nowait()
-                except Empty:
-                    break
-                if item is None:
-                    is_last = True
-                    break
-                batch.append(item)
-                weight += weight_of(item[0])
-            self._flush(batch)
-            if is_last:
-                return
+                break
+            if item is None:
+                is_last = True
+                break
+            batch.append(item)
+            weight += weight_of(item[0])
+        self._flush(batch)
+        if is_last or time.monotonic() >= self._aside_at:
+            self._write_aside()
+        return not is_last
 
     def _flush(self, batch: list[tuple[Ended, threading.Event | None]]) -> None:
         self._write([ended for ended, _ in batch])
@@ -581,7 +634,7 @@ class Worker:
                     return
                 self._survive("settle", error, failures, until=self._leaving)
                 if vendor.is_lost_connection(error):
-                    self._search_at = 0.0
+                    self._search_soon()
                 continue
             self._let_go()
             self._count(batch, settled.count)
@@ -625,6 +678,7 @@ class Worker:
             return
         logger.critical("Task %s cannot be settled just now; it is tried again", name, exc_info=error)
         self._aside.append(ended)
+        self._aside_at = time.monotonic() + _ASIDE_SECONDS
 
     def _write_aside(self) -> None:
         """Try once more what the database refused."""
@@ -648,26 +702,34 @@ class Worker:
 
     # Heartbeat
 
+    def _register_queues(self) -> None:
+        """Let operators pause, arrange and limit the queues that this worker names before anybody enqueues to them."""
+        names = [name for name, _ in self.queues if len(name) <= QUEUE_LENGTH]
+        if names:
+            queue_store.remember(self.alias, names)
+
     def _beat_loop(self) -> None:
         failures = 0
-        types_told = False
+        is_known = False
         while not self._leaving.is_set():
             try:
-                if not types_told:
+                # First: the lease must not depend on anything that the database may refuse each time.
+                self._beat()
+                if not is_known:
                     known = {name: task.queue_name for name, task in definitions.known().items()}
                     store.announce_task_types(self.alias, known, now=self.now())
-                    types_told = True
-                self._beat()
+                    self._register_queues()
+                    is_known = True
                 self._search_forgotten()
                 self._let_go()
                 failures = 0
             except (DatabaseError, InterfaceError) as error:
                 failures += 1
                 self._survive("heartbeat", error, failures, until=self._leaving)
-                continue
             self._look_after_runs()
             self._look_after_myself()
-            self._leaving.wait(self.options.heartbeat_seconds)
+            if not failures:
+                self._leaving.wait(self.options.heartbeat_seconds)
 
     def _beat(self) -> None:
         sent = clock.elapsed()
@@ -686,9 +748,13 @@ class Worker:
                     run.cancel_event.set()
                     self._executor_of(run).cancel(run)
 
+    def _search_soon(self) -> None:
+        """Let the heartbeat look for what was committed after its connection was lost, once it must have been."""
+        self._search_at = min(self._search_at, clock.elapsed() + 2 * self.options.heartbeat_seconds)
+
     def _search_forgotten(self) -> None:
         """
-        Hand back what the books say this worker holds and it does not.
+        Hand back what the books say this worker holds and it does not, where nobody asked after an error.
 
         A claim whose answer was lost on the way is committed; the heartbeat would keep
         its tasks from everybody for as long as this worker lives. Looked for soon after
@@ -698,24 +764,30 @@ class Worker:
             return
         self._claiming.release()
         self._search_at = clock.elapsed() + self.options.lease_seconds
-        before = self.now() - timedelta(seconds=self.options.heartbeat_seconds)
+        # A claim on its way has told nobody yet what it got.
+        if not self._return_forgotten(before=self.now() - timedelta(seconds=self.options.heartbeat_seconds)):
+            self._search_at = 0.0
+
+    def _return_forgotten(self, *, before: datetime | None = None) -> bool:
+        """Hand back what was claimed before a moment and this worker knows nothing of; return False if it cannot."""
+        # What is settled while the database answers is no longer held, and not forgotten.
+        known = set(self._held)
         found = store.held_since(self.alias, self.id, before=before)
         if not found:
-            return
-        # A claim on its way has told nobody yet what it got.
+            return True
         if not self._claiming.acquire(timeout=0.1):
-            self._search_at = 0.0
-            return
+            return False
         try:
-            forgotten = [row for row in found if (row.key, row.lease) not in self._held]
+            known |= self._held
+            forgotten = [row for row in found if (row.key, row.lease) not in known]
             self._held.update([(row.key, row.lease) for row in forgotten])
         finally:
             self._claiming.release()
         if forgotten:
             logger.warning("%d claimed tasks had never reached this worker; they are handed back", len(forgotten))
-            with self._books:
-                self._started_total += len(forgotten)
+            self._enter(forgotten)
             self._return(forgotten)
+        return True
 
     def _executor_of(self, run: Run) -> Executor:
         if self._async is not None and definitions.is_coroutine(run.task):
@@ -724,24 +796,28 @@ class Worker:
         return self._sync
 
     def _start_anew(self) -> None:
-        """Drop what this worker held under an id that was declared dead, and go on under a new one."""
+        """Hand back what this worker has not begun under an id that was declared dead, and go on under a new one."""
         logger.warning("Worker %s was declared dead; it starts anew", self.id)
+        # Until it has its new id it claims and starts nothing: what a dead worker holds is rescued at any moment.
+        self._lease_until = 0.0
+        # What is on its way may still come under the old id; nothing follows it.
+        if self._claiming.acquire(timeout=_GOODBYE_SECONDS):
+            self._claiming.release()
         for executor in self._executors():
-            taken = executor.take_back()
-            self._held.difference_update([(claim.key, claim.lease) for claim in taken])
-            with self._books:
-                self._written += len(taken)
-        for run in list(self._runs.values()):
+            # What nobody has rescued yet goes on without having used an attempt; the rest is refused by its lease.
+            self._return(executor.take_back())
+        with self._books:
+            running = list(self._runs.values())
+        for run in running:
             run.interrupted = True
             self._executor_of(run).cancel(run)
         self._announce()
 
     def _look_after_runs(self) -> None:
         """Settle what overran its time and does not come back, so that it does not run for ever in the books."""
-        now = clock.now()
-        patience = timedelta(seconds=self.options.lease_seconds)
+        now, patience = clock.elapsed(), self.options.lease_seconds
         for run in list(self._runs.values()):
-            if run.deadline_at is None or now < run.deadline_at + patience:
+            if run.ends_at is None or now < run.ends_at + patience:
                 continue
             executor = self._executor_of(run)
             if executor.abandon(run):
@@ -812,13 +888,17 @@ class Worker:
             self._join("claimer", _GOODBYE_SECONDS)
             for executor in self._executors():
                 self._return(executor.take_back())
-            while self._unwritten() > 0 and time.monotonic() < until:
+            # A claim that is answered late is handed back, too.
+            while (self._unwritten() > 0 or self._is_alive("claimer")) and time.monotonic() < until:
                 if self._hard.wait(0.01):
                     break
             self._let_go_of_runs()
             self._join("flusher", _WRITE_SECONDS)
             self._leaving.set()
             self._join("flusher", 1.0)
+            # Before the last words: an id that is announced now, or a lead that is taken, would outlive the worker.
+            self._join("heartbeat", 1.0)
+            self._join("duties", 1.0)
             if self._unwritten() <= 0:
                 self._best_effort(lambda: store.forget(self.alias, self.id))
             self._best_effort(lambda: duty_store.give_up(self.alias, self.id))
@@ -834,12 +914,18 @@ class Worker:
         for executor in self._executors():
             executor.stop(0.05)
             self._return(executor.take_back())
+        at = clock.timestamp()
         with self._books:
-            for key, run in list(self._runs.items()):
-                run.interrupted = True
-                del self._runs[key]
-                ended = Ended(run.claim, Interrupted(), run.started, clock.timestamp(), cancelled=run.cancelled)
+            for key, claim in self._untold.items():
+                # None: a slot has it that has not begun, and now never will.
+                run = self._runs.get(key)
+                ended = Ended(claim, _NOT_BEGUN, None, at)
+                if run is not None:
+                    run.interrupted = True
+                    ended = Ended(claim, Interrupted(), run.started, at, cancelled=run.cancelled)
                 self._ended.put((ended, None))
+            self._untold.clear()
+            self._runs.clear()
             self._closed = True
             self._ended.put(None)
         self._left = [run for run in running if run.interrupted]
@@ -850,14 +936,17 @@ class Worker:
             wake.leave(self.alias, self._wakeup.poke)
         for name in self._threads:
             self._join(name, 1.0)
-        claimer = self._threads.get("claimer")
-        if self._wakeup is not None and (claimer is None or not claimer.is_alive()):
+        if self._wakeup is not None and not self._is_alive("claimer"):
             self._wakeup.close()
         if events.wanted(events.WorkerStopped):
             events.emit(events.WorkerStopped(worker_id=self.id, name=self.name, alias=self.alias))
         connections.close_all()
         self._state = "stopped"
         self._stopped.set()
+
+    def _is_alive(self, name: str) -> bool:
+        thread = self._threads.get(name)
+        return thread is not None and thread.is_alive()
 
     def _join(self, name: str, timeout: float) -> None:
         thread = self._threads.get(name)

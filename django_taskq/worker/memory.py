@@ -1,5 +1,5 @@
 """
-The memory of a worker process: how much it has, and giving back what it no longer needs.
+The memory of a worker process: how much it has, what it can do without, and giving back what it no longer needs.
 
 Importing Django leaves the C library with pages that are free but not returned
 to the system, 2 to 3 MiB of an idle worker's 45.
@@ -13,7 +13,9 @@ import os
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["give_back", "keep_few_arenas", "resident_megabytes"]
+from django.apps import apps
+
+__all__ = ["give_back", "keep_few_arenas", "pack_models", "resident_megabytes"]
 
 
 def resident_megabytes() -> int | None:
@@ -47,6 +49,19 @@ def keep_few_arenas() -> None:
 
 
 _M_ARENA_MAX = -8
+
+
+def pack_models() -> None:
+    """
+    Give the attributes of every model's fields a table of the size that they need.
+
+    Django sets them one by one, and a table that grew is twice as large: 0.75 KiB for each field of the project.
+    To be called while no other thread uses models.
+    """
+    models = {base for model in apps.get_models(include_auto_created=True) for base in model.__mro__}
+    for options in filter(None, (getattr(model, "_meta", None) for model in models)):
+        for field in options.local_fields:
+            field.__dict__ = dict(field.__dict__)
 
 
 @lru_cache(maxsize=1)

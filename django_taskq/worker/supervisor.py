@@ -179,20 +179,27 @@ class Supervisor:
             return
         for child in self._children:
             if child.process is None and not child.is_done and time.monotonic() >= child.again_at:
-                message = pickle.dumps((self.plan, child.number, self._verbosity, child.dead_worker))
-                child.status, child.dead_worker = {}, 0
                 child.born = time.monotonic()
-                # Imported late: a worker without children does without multiprocessing, 150 KiB.
-                from django_taskq.worker import children
+                try:
+                    self._start(child)
+                except OSError as error:
+                    # Short of processes or memory: no reason to give up the children that run.
+                    self._put_off(child, f"could not be started: {error}")
 
-                child.process, child.control = children.spawn(
-                    children.serve_worker,
-                    conf.settings_module(),
-                    message,
-                    name=f"taskq-worker-{child.number}",
-                    # Its own executor may have children too.
-                    daemon=False,
-                )
+    def _start(self, child: _Child) -> None:
+        message = pickle.dumps((self.plan, child.number, self._verbosity, child.dead_worker))
+        # Imported late: a worker without children does without multiprocessing, 150 KiB.
+        from django_taskq.worker import children
+
+        child.process, child.control = children.spawn(
+            children.serve_worker,
+            conf.settings_module(),
+            message,
+            name=f"taskq-worker-{child.number}",
+            # Its own executor may have children too.
+            daemon=False,
+        )
+        child.status, child.dead_worker = {}, 0
 
     def _hear(self, signals: Signals) -> None:
         """Wait for a signal, a word of a child, or its end."""
@@ -244,13 +251,15 @@ class Supervisor:
         if code == FINE:
             logger.info("Worker process %s has ended and is replaced", child.number)
             return
+        self._put_off(child, f"died ({ended_by(code)})")
+
+    def _put_off(self, child: _Child, how: str) -> None:
+        """Let another take the place of a child a little later each time that it did not live long."""
         lived = time.monotonic() - child.born
         child.failures = child.failures + 1 if lived < _SHORT_LIFE else 1
         pause = 0.0 if child.failures == 1 else min(0.25 * 2.0**child.failures, _BACKOFF_MOST)
         child.again_at = time.monotonic() + pause
-        logger.error(
-            "Worker process %s died (%s); another takes its place in %.1f s", child.number, ended_by(code), pause
-        )
+        logger.error("Worker process %s %s; another takes its place in %.1f s", child.number, how, pause)
         if self.plan.burst and child.failures >= _BURST_FAILURES:
             child.is_done = True
             self._code = FAILED

@@ -25,7 +25,7 @@ from django.template.loader import render_to_string
 from django.utils import timezone
 from PIL import Image
 
-from django_taskq import Exponential, Fixed, chain, previous, task
+from django_taskq import Concurrency, Exponential, Fixed, chain, previous, schedule, task
 from testproject.shop.models import BadLine, Import, Order, Picture, Product, Report
 from testproject.shop.orders import BadLineError, read, store
 
@@ -100,7 +100,8 @@ def render_receipt(order_id: int) -> str:
     return render_to_string("shop/receipt.txt", {"order": order})
 
 
-@task(queue_name="mail", max_attempts=5, backoff=Exponential(base=2, cap=60))
+# The mail server takes two letters at a time, however many workers there are.
+@task(queue_name="mail", max_attempts=5, backoff=Exponential(base=2, cap=60), limits=Concurrency(2, key="smtp"))
 def send_receipt(order_id: int, text: str) -> str:
     """Mail the receipt of an order, unless that was done."""
     order = Order.objects.select_related("customer", "product").get(pk=order_id)
@@ -154,6 +155,7 @@ def publish_catalogue(sizes: list[list[int] | None]) -> dict[str, int]:
     return {"shown": len(sizes) - missing, "missing": missing}
 
 
+@schedule(cron="0 3 * * *", timezone="Europe/Rome", name="nightly stock", overlap="skip")
 @task(queue_name="webhooks", timeout=30)
 async def check_stock() -> int:
     """Ask the warehouse for the stock of every product, all at once on the event loop; return how many answered."""
@@ -169,7 +171,8 @@ async def check_stock() -> int:
     return len(products)
 
 
-@task(queue_name="reports")
+# Exposed, so that the admin can make schedules of it.
+@task(queue_name="reports", schedulable=True)
 def nightly_report(day: str) -> dict[str, Any]:
     """Sum up the orders as of a day. A second run writes the same report again."""
     totals = Order.objects.aggregate(orders=Count("pk"), revenue=Sum("total"))

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from django_taskq.domain.states import State
-from django_taskq.models import AuditEntry, FinishedTask, Queue, Task
+from django_taskq.models import AuditEntry, FinishedTask, Pause, Task
 from tests.faces.rows import dead_task, dead_tasks, live_task, registered
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -125,12 +125,12 @@ def test_an_operator_pauses_a_queue_and_resumes_it(console: Page, live_server) -
     console.get_by_role("button", name="Pause the queue email").click()
     expect(console.locator(".messagelist")).to_contain_text("is paused")
     expect(console.locator(".taskq-paused")).to_be_visible()
-    assert Queue.objects.get().pause_reason == "provider outage"
+    assert Pause.objects.get().reason == "provider outage"
 
     console.get_by_role("button", name="Resume the queue…").click()
     console.get_by_role("button", name="Resume the queue email").click()
     expect(console.locator(".messagelist")).to_contain_text("goes on")
-    assert not Queue.objects.get().paused
+    assert not Pause.objects.exists()
 
 
 def test_no_page_scrolls_sideways_on_a_narrow_screen(console: Page, live_server) -> None:

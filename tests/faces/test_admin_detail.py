@@ -333,3 +333,12 @@ def test_readable_text_of_any_language_stays_as_it_is() -> None:
     text = "Grüße\tan 東京\n🙂 عربي"
 
     assert clean(text) == text
+
+
+def test_a_skipped_task_says_why_and_not_as_an_error(admin_client) -> None:
+    row = finished_task(error_line="skipped: the shop is closed")
+
+    text = _text(admin_client.get(page_url("finishedtask", row.pk)))
+
+    assert "skipped: the shop is closed" in text
+    assert 'class="taskq-error"' not in text

@@ -10,19 +10,26 @@ from django.contrib.admin import AdminSite
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from django_taskq import chain, clock
+from django_taskq import chain, clock, reset_limit, set_limit
 from django_taskq.admin import DeadTaskAdmin, TaskAdmin
+from django_taskq.domain.schedules import Policy
 from django_taskq.domain.states import State
-from django_taskq.lifecycle import control
+from django_taskq.lifecycle import control, schedules
+from django_taskq.lifecycle.arrange_queue import arrange
 from django_taskq.models import AuditEntry, DeadTask, Duty, FinishedTask, Queue, Snapshot, Task, Worker
 from django_taskq.ops import search
 from tests.app.tasks import leave_effect
 from tests.faces.conftest import list_url, page_url
 from tests.faces.rows import NAME, dead_task, dead_tasks, finished_task, live_task, registered, worker
+from tests.faces.schedules import REPORT, made, rule
 
 pytestmark = pytest.mark.django_db
 
-MODELS = ["task", "finishedtask", "deadtask", "queue", "worker", "tasktype", "auditentry", "duty", "workflow"]
+MODELS = [
+    "task", "finishedtask", "deadtask", "queue", "worker", "tasktype", "auditentry", "duty", "workflow",
+    "limit",
+    "idempotencykey",
+]  # fmt: skip
 FORBIDDEN = re.compile(r"\bCOUNT\(|\bOFFSET\b|\bDISTINCT\b", re.IGNORECASE)
 
 
@@ -48,9 +55,11 @@ def a_bit_of_everything() -> None:
     dead_task()
     worker()
     Duty.objects.create(name="prune")
+    leave_effect.using(idempotency_key="key").enqueue("c")
     Snapshot.objects.create(queue="default", at=clock.now(), ready=3, oldest_ready_at=clock.now())
     control.pause("email", actor="ana", reason="provider outage")
     chain(leave_effect.s("a"), leave_effect.s("b")).enqueue()
+    set_limit("queue:email", rate="10/m", actor="ana", reason="provider slow")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -315,6 +324,27 @@ def test_the_audit_log_is_filtered_by_actor_action_and_task(admin_client) -> Non
     for query in ("?actor=ana", "?action=discard", f"?task={row.pk}", "?actor=ana&action=discard"):
         (entry,) = admin_client.get(list_url("auditentry", query)).context["cl"].result_list
         assert entry.actor == "ana"
+
+
+def test_the_audit_log_can_be_filtered_by_whatever_is_done_to_queues_limits_keys_and_schedules(admin_client) -> None:
+    registered("email")
+    name = made().name
+    arrange("email", weight=3)
+    control.pause("email")
+    control.resume("email")
+    set_limit("queue:email", concurrency=1)
+    reset_limit("queue:email")
+    for verb in (schedules.pause, schedules.resume, schedules.skip_next, schedules.disable, schedules.enable):
+        verb(name)
+    schedules.run_now(name)
+    schedules.change(name, task=REPORT, rule=rule(cron="0 10 * * *"), policy=Policy())
+    schedules.delete(name)
+    done = set(AuditEntry.objects.values_list("action", flat=True))
+
+    for action in done:
+        found = admin_client.get(list_url("auditentry", f"?action={action}")).context["cl"].result_list
+        assert {entry.action for entry in found} == {action}
+    assert len(done) == 14
 
 
 # Who may see what

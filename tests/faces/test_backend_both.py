@@ -23,8 +23,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def seen(transactional_db: None) -> dict[str, Any]:
+def test_each_task_gets_what_is_of_its_own_kind() -> None:
+    """Results, errors, context and signals; one process tells all of it."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faces.both_program"],
         cwd=ROOT,
@@ -35,13 +35,9 @@ def seen(transactional_db: None) -> dict[str, Any]:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    seen: dict[str, Any] = json.loads(done.stdout)
 
-
-def test_each_task_gets_results_errors_context_and_signals_of_its_own_kind(seen: dict[str, Any]) -> None:
     kinds = {"theirs": "backport", "fails": "backport", "foreign": "backport", "ours": "core", "cores": "core"}
-
     assert {name: seen[name]["task"] for name in kinds} == kinds
     assert {name: seen[name]["result"] for name in kinds} == kinds
     assert seen["theirs"]["value"] == ["backport", "backport", "True", "None"]
@@ -55,15 +51,8 @@ def test_each_task_gets_results_errors_context_and_signals_of_its_own_kind(seen:
         for signal in ("task_enqueued", "task_started", "task_finished")
     )
     assert seen["many"] == "theirs"
-
-
-def test_each_contract_holds_its_own_backend_object(seen: dict[str, Any]) -> None:
     same, theirs, ours = seen["handlers"]
-
-    assert (same, theirs, ours) == (False, True, True)
-
-
-def test_errors_are_caught_in_the_words_of_either_contract(seen: dict[str, Any]) -> None:
+    assert (same, theirs, ours) == (False, True, True), "each contract holds a backend object of its own"
     assert seen["caught"] == {
         f"{error} by {who}": [True, True] for error in ("invalid", "backend", "missing") for who in ("theirs", "ours")
     }

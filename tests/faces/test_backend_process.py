@@ -17,6 +17,9 @@ from django_taskq.compat import primary
 from django_taskq.models import Task
 from tests.faces import backend_tasks as tasks
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 Status = primary.base.TaskResultStatus
 BACKPORT = [] if django.VERSION >= (6, 0) else ["django_tasks"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from dataclasses import MISSING, fields
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +17,11 @@ from django.core.management.base import SystemCheckError
 from django.db import connections
 from django.test import override_settings
 
-from django_taskq import Exponential, Fixed, Steps, conf
+from django_taskq import Exponential, Fixed, Steps, conf, schedule
 from django_taskq import checks as ours
 from django_taskq.domain.states import Ack
-from django_taskq.lifecycle import definitions
+from django_taskq.exceptions import InvalidOptions
+from django_taskq.lifecycle import declarations, definitions
 
 ROOT = Path(__file__).parents[2]
 BACKEND = "django_taskq.backend.DatabaseBackend"
@@ -125,13 +127,38 @@ def test_a_database_that_stores_local_times_is_told(monkeypatch: pytest.MonkeyPa
     assert ("taskq.W005" in found) is not connection.features.supports_timezones
 
 
+def test_definitions_that_share_a_limit_but_not_its_bound_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from django_taskq import Concurrency, Rate
+    from django_taskq.lifecycle import definitions
+
+    def known(**limits: Any) -> None:
+        made = {name: types.SimpleNamespace(limits=given) for name, given in limits.items()}
+        monkeypatch.setattr(definitions, "known", lambda: made)
+
+    def free(**_arguments: Any) -> str:
+        return "crm"
+
+    known(a=[Concurrency(2, key="crm")], b=[Concurrency(2, key="crm"), Rate("1/s", key="crm")], c=[Concurrency(3)])
+    assert ours.check_limits() == []
+    known(a=[Concurrency(2, key=free)], b=[Concurrency(3, key=free)], c=())
+    assert ours.check_limits() == []
+
+    known(a=[Concurrency(2, key="crm")], b=[Concurrency(4, key="crm")])
+
+    (told,) = ours.check_limits()
+    assert told.id == "taskq.W006"
+    assert "a and b share the limit 'crm'" in told.msg
+    assert "same bound" in str(told.hint)
+
+
 def test_checks_ids() -> None:
     """S0-134: the ids are stable, since projects silence them by id."""
     source = (ROOT / "django_taskq" / "checks.py").read_text()
 
     assert set(re.findall(r'id="(taskq\.\w+)"', source)) >= {
         *("taskq.E001", "taskq.E002", "taskq.E003", "taskq.E004"),
-        *("taskq.W001", "taskq.W002", "taskq.W003", "taskq.W004", "taskq.W005"),
+        *("taskq.W001", "taskq.W002", "taskq.W003", "taskq.W004", "taskq.W005", "taskq.W006"),
+        *("taskq.E005", "taskq.E006", "taskq.E007", "taskq.E008", "taskq.E009"),
     }
 
 
@@ -309,3 +336,99 @@ def test_every_key_that_is_documented_is_accepted() -> None:
     with override_settings(TASKQ=taskq):
         assert conf.problems() == []
         assert conf.options() == conf.Options(queues={"email": conf.QueueOptions()})
+
+
+# Schedules
+
+
+def test_two_schedules_of_one_name_are_reported() -> None:
+    from tests.faces.schedules import hidden, report
+
+    schedule(cron="0 3 * * *", name="twice")(report)
+    schedule(cron="0 4 * * *", name="twice")(hidden)
+    try:
+        [found] = [message for message in messages() if message.id == "taskq.E005"]
+        assert "'twice'" in found.msg
+        assert "tests.faces.schedules.hidden" in found.msg
+    finally:
+        declarations.forget("twice")
+    assert "taskq.E005" not in ids()
+
+
+def test_a_task_with_two_schedules_without_names_is_reported() -> None:
+    from tests.faces.schedules import report
+
+    schedule(cron="0 3 * * *")(schedule(cron="0 4 * * *")(report))
+    try:
+        assert "taskq.E005" in ids()
+    finally:
+        declarations.forget("tests.faces.schedules.report")
+
+
+def test_a_schedule_of_a_task_that_cannot_be_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.faces.schedules import report
+
+    schedule(cron="0 3 * * *", name="lost")(report)
+    try:
+        assert "taskq.E006" not in ids()
+        monkeypatch.setattr(definitions, "find", lambda name: None)
+        assert "taskq.E006" in ids()
+    finally:
+        declarations.forget("lost")
+
+
+def test_a_schedule_in_a_time_zone_that_this_machine_does_not_know_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tests.faces.schedules import report
+
+    schedule(cron="0 3 * * *", name="far", timezone="Europe/Rome")(report)
+    try:
+        monkeypatch.setattr("django_taskq.domain.schedules.ZoneInfo", _no_zone)
+        [found] = [message for message in messages() if message.id == "taskq.E007"]
+        assert "Europe/Rome" in found.msg
+    finally:
+        declarations.forget("far")
+
+
+def _no_zone(name: str) -> None:
+    raise KeyError(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"cron": "0 0 30 2 *"}, "cron"),
+        ({"cron": "0 3 * * *", "timezone": "Europe/Roma"}, "IANA"),
+        ({"cron": "0 3 * * *", "priority": 1000}, "priority"),
+        ({"cron": "0 3 * * *", "args": [1, 2, 3]}, "does not take these arguments"),
+        ({"cron": "0 3 * * *", "args": "abc"}, "list or a tuple"),
+        ({"cron": "0 3 * * *", "kwargs": [1]}, "dict"),
+        ({"cron": "0 3 * * *", "kwargs": {"day": object()}}, "object"),
+        ({"cron": "0 3 * * *", "name": " x"}, "printable"),
+        ({}, "one of cron, every and at"),
+    ],
+)
+def test_a_schedule_that_could_not_run_is_refused_where_it_is_declared(options: dict[str, Any], match: str) -> None:
+    from tests.faces.schedules import report
+
+    with pytest.raises(ValueError, match=match):
+        schedule(**options)(report)
+
+    assert not declarations.declared().keys() & {"tests.faces.schedules.report", " x"}
+
+
+def test_a_copy_of_a_task_is_refused_since_its_options_would_be_lost() -> None:
+    from tests.faces.schedules import report
+
+    with pytest.raises(InvalidOptions, match=r"using\(\) changed would be lost"):
+        schedule(cron="0 3 * * *", name="copy")(report.using(max_attempts=7))
+
+    assert "copy" not in declarations.declared()
+
+
+def test_schedule_below_task_is_refused() -> None:
+    def plain() -> None: ...
+
+    with pytest.raises(TypeError, match="above @task"):
+        schedule(cron="0 3 * * *")(plain)

@@ -21,8 +21,10 @@ from django.db import OperationalError
 from django_taskq import clock, conf
 from django_taskq.domain.states import State, StepState
 from django_taskq.ids import uuid7
+from django_taskq.lifecycle import control
 from django_taskq.models import Attempt, AuditEntry, Duty, FinishedTask, Queue, Snapshot, Step, Task
 from tests.faces import rows
+from tests.faces.schedules import made
 
 pytestmark = pytest.mark.django_db
 
@@ -58,7 +60,7 @@ def test_stats_shows_each_queue_with_what_was_settled_lately() -> None:
     now = clock.now()
     for name, ready in (("email", 7), ("billing", 1)):
         Snapshot.objects.create(queue=name, at=now, ready=ready, dead=2, oldest_ready_at=now - timedelta(minutes=5))
-    Queue.objects.filter(name="billing").update(paused=True)
+    control.pause("billing")
 
     found = {record["queue"]: record for record in data("stats")}
 
@@ -288,7 +290,8 @@ def test_health_takes_its_limit_from_the_command_line() -> None:
 def test_a_paused_queue_is_not_late() -> None:
     healthy()
     Snapshot.objects.update(ready=1, oldest_ready_at=clock.now() - timedelta(hours=6))
-    Queue.objects.update(paused=True)
+    for name in Queue.objects.values_list("name", flat=True):
+        control.pause(name)
 
     assert exit_of_health()[0] == 0
 
@@ -509,10 +512,28 @@ def test_pause_and_resume_are_audited_and_may_be_repeated() -> None:
     ]
 
 
+def test_a_queue_is_given_its_place_and_weight() -> None:
+    rows.registered("email")
+
+    first = data("arrange", "email", "--position", "-2", "--weight", "3", "--why", "launch")
+    again = data("arrange", "email", "--weight", "3")
+    nothing = refusal("arrange", "email")
+
+    assert first[0]["outcome"] == "arranged"
+    assert again[0]["outcome"] == "not changed, was arranged already"
+    assert "--weight" in str(nothing)
+    [queue] = data("queues")
+    assert (queue["position"], queue["weight"]) == (-2, 3)
+    entry = AuditEntry.objects.get()
+    assert (entry.action, entry.target, entry.reason) == ("arrange", "email", "launch")
+    assert entry.detail == {"position": -2, "weight": 3}
+
+
 @pytest.mark.parametrize(
     "args",
     [
         ("pause", "emial"),
+        ("arrange", "emial", "--weight", "2"),
         ("stats", "--queue", "emial"),
         ("tasks", "--queue", "emial"),
         ("dead", "list", "--queue", "emial"),
@@ -623,6 +644,7 @@ def manage(*args: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_exit_codes_and_streams_as_a_shell_sees_them() -> None:
     wrong = manage("inspect", "nonsense")
     usage = manage("nonsense")
@@ -670,8 +692,11 @@ def test_cli_help_lists_all() -> None:
     """S4-93."""
     assert set(parsers()) == {
         *("stats", "tasks", "inspect", "retry", "cancel", "discard", "dead list", "dead replay", "dead discard"),
-        *("pause", "resume", "queues", "workers", "prune", "health", "worker"),
+        *("pause", "resume", "pauses", "arrange", "queues", "workers", "prune", "health", "worker"),
+        *("limits list", "limits show", "limits set", "limits reset", "keys list", "keys forget"),
         *("workflows list", "workflows show", "workflows cancel", "workflows replay"),
+        *("schedules list", "schedules next", "schedules pause", "schedules resume", "schedules run"),
+        *("schedules skip", "schedules enable", "schedules disable"),
     }
     command = load_command_class("django_taskq", "taskq")
     text = command.create_parser("manage.py", "taskq").format_help()
@@ -704,6 +729,8 @@ def test_every_record_key_is_in_the_reference() -> None:
     text = (ROOT / "docs" / "reference" / "commands.md").read_text()
 
     commands = [("stats",), ("tasks", "--ended"), ("queues",), ("workers",), ("dead", "list"), ("prune", "--dry-run")]
+    made()
+    commands += [("schedules", "list"), ("schedules", "next"), ("schedules", "skip", "daily")]
     commands += [("inspect", str(dead.pk), "--payload"), ("dead", "replay"), ("retry", str(dead.pk))]
     keys = {key for args in commands for record in data(*args) for key in record}
 

@@ -71,6 +71,17 @@ def test_a_ready_task_says_how_many_come_first() -> None:
     assert explain("default", row) == "It is ready; 1 task of its queue comes first."
 
 
+def test_a_ready_task_with_a_fair_key_says_how_many_of_its_key_come_first() -> None:
+    registered("default")
+    worker()
+    live_task(fair_key="b", rank=-1)
+    row = live_task(fair_key="a")
+    live_task(fair_key="a", rank=-1)
+
+    told = "It is ready; 1 task of its fair key comes first, and the keys take turns."
+    assert explain("default", row) == told
+
+
 def test_the_first_of_its_queue_only_waits_for_a_slot() -> None:
     registered("default")
     worker()
@@ -158,7 +169,7 @@ def test_an_explanation_needs_few_queries_whatever_waits() -> None:
     with CaptureQueriesContext(connection) as queries:
         explain("default", row)
 
-    assert len(queries) <= 5
+    assert len(queries) <= 6
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import asyncio
 import os
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from django.db import IntegrityError, transaction
 
-from django_taskq import Cancel, Fixed, GiveUp, Retry, Snooze, task
+from django_taskq import Cancel, Concurrency, Fixed, GiveUp, Rate, Retry, Snooze, task
+from django_taskq.middleware import rate_limited
 from tests.app.models import Effect
 
 #: What ran in this process, in order.
@@ -22,6 +23,8 @@ def forget() -> None:
     """Begin a test with nothing run and all gates shut."""
     ran.clear()
     gates.clear()
+    running.clear()
+    most.clear()
 
 
 @task
@@ -80,6 +83,12 @@ def pause_deaf(key: str, seconds: float = 30.0) -> bool:
     ran.append(key)
     gates[f"{key} runs"].set()
     return gates[key].wait(seconds)
+
+
+@task
+def nap(seconds: float) -> None:
+    """Take its time, and hear nothing."""
+    time.sleep(seconds)
 
 
 @task
@@ -167,3 +176,123 @@ def cancel_itself() -> None:
 def return_this(value: Any) -> Any:
     """Return the argument."""
     return value
+
+
+def _span(path: str, key: Any, seconds: float) -> None:
+    """
+    Write a line when this begins and one when it ends, each in one write.
+
+    By the one clock of the machine that all its processes share and that never jumps.
+    """
+    place = f"{key} {os.getpid()} {threading.get_native_id()}"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, f"begin {place} {time.monotonic():.6f}\n".encode())
+        time.sleep(seconds)
+        os.write(file, f"end {place} {time.monotonic():.6f}\n".encode())
+    finally:
+        os.close(file)
+
+
+@task(limits=[Concurrency(3, key="span:{key}")], max_attempts=50)
+def span(path: str, key: Any, seconds: float = 0.02) -> None:
+    """Write when it ran, three of a key at once."""
+    _span(path, key, seconds)
+
+
+@task(max_attempts=50)
+def free_span(path: str, key: Any, seconds: float = 0.02) -> None:
+    """Write when it ran, within no limit of its own."""
+    _span(path, key, seconds)
+
+
+#: How many tasks of a key run just now in this process, and the most there ever were.
+running: Counter[str] = Counter()
+most: Counter[str] = Counter()
+_counting = threading.Lock()
+
+
+@task(limits=[Concurrency(2, key="pair:{key}")])
+def two_at_once(key: str = "a", at: int = 0, seconds: float = 0.005) -> int:
+    """Count how many of a key run at once."""
+    with _counting:
+        running[key] += 1
+        most[key] = max(most[key], running[key])
+    time.sleep(seconds)
+    with _counting:
+        running[key] -= 1
+        ran.append(at)
+    return at
+
+
+@task(limits=Concurrency(1))
+def one_at_once(key: Any = None) -> Any:
+    """Leave proof; one of all of these runs at a time."""
+    ran.append(key)
+    return key
+
+
+@task(limits=[Concurrency(1, key="deaf:{key}")])
+def one_deaf(key: str) -> bool:
+    """Do what pause_deaf does, one of a key at a time."""
+    return bool(pause_deaf.func(key))
+
+
+@task(limits=[Rate("10/m", burst=3)])
+def ten_a_minute(key: Any = None) -> Any:
+    """Leave proof, three at once and then one each six seconds."""
+    ran.append(key)
+    return key
+
+
+@task(limits=[Concurrency(1, key="desk:{desk}"), Concurrency(1, key="room:{room}")])
+def at_desk_in_room(desk: str, room: str) -> str:
+    """Leave proof; one at a desk and one in a room at a time."""
+    ran.append((desk, room))
+    return f"{desk} {room}"
+
+
+@task(limits=[Rate("60/m", burst=2, key="{account}"), Concurrency(1, key="{account}")], backoff=Fixed(0))
+def paced(account: str, key: Any = None) -> Any:
+    """Leave proof; two limits at once."""
+    ran.append(key)
+    if key == "fail":
+        raise ValueError("no luck")
+    return key
+
+
+@task(limits=[Rate("1/m")], max_attempts=1)
+def lowly(key: Any) -> Any:
+    """Leave proof; the lowest of everything."""
+    ran.append(key)
+    if key == "fail":
+        raise ValueError("no luck")
+    return key
+
+
+def _first_only(context: Any) -> bool | float:
+    return 60.0 if ran else True
+
+
+@task(limits=[Rate("60/m", burst=5, key="twice")], middleware=[rate_limited(_first_only)])
+def twice_limited(key: Any) -> Any:
+    """Leave proof, within a limit and within what a middleware lets through."""
+    ran.append(key)
+    return key
+
+
+# Fair shares
+
+
+@task(fair_key="{customer_id}")
+def bill(customer_id: int, amount: int = 0) -> None:
+    ran.append((customer_id, amount))
+
+
+def _customer(customer_id: int, amount: int = 0) -> str | None:
+    return f"customer {customer_id}" if customer_id else None
+
+
+@task(fair_key=_customer)
+def bill_some(customer_id: int, amount: int = 0) -> None:
+    ran.append((customer_id, amount))

@@ -5,6 +5,7 @@ The points: before the run, between effect and settlement, in the commit whose a
 is lost, after the commit and before the events.
 """
 
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -266,6 +267,32 @@ def test_an_atomic_task_has_its_effect_exactly_once_wherever_the_commit_breaks(
     assert len(ran) == (1 if fault == "in its answer" else 2)
 
 
+@requires("local_idle_limit")
+def test_an_atomic_task_that_is_suspended_before_its_commit_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S4-02: from where its outcome is written it has rows under lock that others need."""
+    monkeypatch.setattr("django_taskq.store.vendors.postgresql._IDLE_SECONDS", 0.2)
+    commit = BaseDatabaseWrapper._commit
+    stands, was_changed = threading.Event(), threading.Event()
+    in_time: list[bool] = []
+
+    def stand_still(self: Any) -> None:
+        if threading.current_thread().name.startswith("taskq-slot") and not stands.is_set():
+            stands.set()
+            in_time.append(was_changed.wait(10))
+        commit(self)
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "_commit", stand_still)
+    with running_worker(threads=1, duties=False):
+        found = atomic_effect.enqueue("k")
+        assert stands.wait(20)
+        Task.objects.filter(pk=found.id).update(rank=1)
+        was_changed.set()
+        wait_for(lambda: state_of(found) == "succeeded")
+
+    assert in_time == [True]
+    assert Effect.objects.count() == 1
+
+
 @pytest.mark.chaos
 def test_an_atomic_task_whose_process_is_killed_after_its_effect_has_it_exactly_once(tmp_path: Any) -> None:
     """S0-47: a real kill -9 between the effect and the commit."""
@@ -383,6 +410,7 @@ def test_events_may_be_lost_in_a_crash_after_the_commit(monkeypatch: pytest.Monk
     assert totals()["succeeded"] == 1
 
 
+@pytest.mark.slow
 def test_the_answer_of_a_claim_lost_does_not_keep_the_task_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """S0-13, S4-16: committed, never heard of: handed back by the worker that lives on, at no attempt's cost."""
     vendor = type(vendor_for(engine.ALIAS))
@@ -406,6 +434,7 @@ def test_the_answer_of_a_claim_lost_does_not_keep_the_task_for_ever(monkeypatch:
     assert (len(lost), row.attempt, ran) == (1, 1, ["k"])
 
 
+@pytest.mark.slow
 def test_what_was_claimed_from_one_queue_is_not_lost_to_an_error_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """S4-99: several claims make one batch."""
     vendor = type(vendor_for(engine.ALIAS))
@@ -448,6 +477,7 @@ def test_a_standby_that_refuses_writes_costs_no_outcome(monkeypatch: pytest.Monk
     assert sorted(ran) == list(range(5))
 
 
+@pytest.mark.slow
 def test_one_outcome_that_the_database_refuses_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """S2-41: it is put aside, tried again, and never dropped."""
     from django.db import IntegrityError

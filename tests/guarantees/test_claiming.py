@@ -234,7 +234,7 @@ class PageCounter:
         return execute(sql, params, many, context)
 
     def _of_index(self, plan: dict[str, Any]) -> int:
-        if plan.get("Index Name") == "taskq_task_claim":
+        if plan.get("Index Name") in {"taskq_task_claim", "taskq_task_fair"}:
             return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
         return sum(self._of_index(child) for child in plan.get("Plans", ()))
 

@@ -1,16 +1,18 @@
 """Duties: one worker at a time does the upkeep, another takes over, and one broken duty does not stop the rest."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.db import DatabaseError
 
 from django_taskq import conf
+from django_taskq.domain.states import State
 from django_taskq.duties import runner as runners
 from django_taskq.duties.leader import Leader
-from django_taskq.models import Duty
+from django_taskq.models import Duty, Task
 from django_taskq.store import duties as store
 from tests import engine
 from tests.engine import db_now, in_threads, wait_for
@@ -100,3 +102,36 @@ def test_a_duty_that_fails_each_time_does_not_keep_the_others_from_their_turn(
             continue
 
     assert done == ["prune"]
+
+
+def test_the_leader_looks_when_a_task_is_due_and_not_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3-35: at its moment, however close to the look before; a stream of them in one look for a twentieth second."""
+    start = db_now()
+    spent = [0.0]
+
+    def now() -> datetime:
+        return start + timedelta(seconds=spent[0])
+
+    monkeypatch.setattr(runners, "time", SimpleNamespace(monotonic=lambda: 1000 + spent[0]))
+    runner = runners.DutyRunner(engine.ALIAS, lambda: 1, conf.options("default"), now)
+    alone = [0.4, 0.55, 1.14]
+    stream = [2 + at / 1000 for at in range(100)]
+    for due in (*alone, *stream):
+        engine.ready_task(state=State.SCHEDULED, run_after=start + timedelta(seconds=due))
+
+    seen: list[float] = []
+    looks = 0
+    while spent[0] < 2.5:
+        runner.run_due()
+        ready = Task.objects.filter(state=State.READY).count()
+        seen += [spent[0]] * (ready - len(seen))
+        spent[0] += runner.pause()
+        looks += 1
+
+    assert len(seen) == 103
+    late = [at - due for at, due in zip(seen, (*alone, *stream), strict=True)]
+    # To the microsecond that a database keeps.
+    assert min(late) >= -1e-6
+    assert max(late[:3]) <= 0.011
+    assert max(late) <= 0.06
+    assert looks < 60

@@ -194,7 +194,7 @@ class ToReplica:
 @override_settings(DATABASE_ROUTERS=["tests.guarantees.test_enqueueing.ToReplica"])
 def test_a_router_decides_where_tasks_go() -> None:
     from django_taskq import conf
-    from django_taskq.lifecycle.enqueue import database_for
+    from django_taskq.lifecycle.databases import database_for
 
     assert database_for(conf.options()) == "elsewhere"
 

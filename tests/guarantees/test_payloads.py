@@ -70,6 +70,7 @@ def test_the_limit_of_results_is_exact(over: int, state: str) -> None:
         assert "MAX_RESULT_BYTES" in (row.error_line or "")
 
 
+@pytest.mark.slow
 def test_many_large_results_at_once_are_written() -> None:
     """S0-107: by weight, since a statement has a limit of its own (16 MiB on MariaDB and MySQL)."""
     tasks = [hostile.return_much.enqueue(1024 * 1024 - 2) for _ in range(24)]
@@ -80,6 +81,7 @@ def test_many_large_results_at_once_are_written() -> None:
     assert {state_of(task) for task in tasks} == {"succeeded"}
 
 
+@pytest.mark.slow
 def test_many_long_tracebacks_at_once_are_written() -> None:
     """S0-107: an outage of some service makes hundreds of them."""
     hostile.raise_chain.enqueue(100)

@@ -1,18 +1,28 @@
 """Rescuing: what a silent worker held goes on with others; a live one is left alone."""
 
 import threading
-from datetime import timedelta
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, IntegrityError, InterfaceError, connection, transaction
 
 from django_taskq import Fixed, api, conf
 from django_taskq.domain import lease as leases
+from django_taskq.domain.pauses import PauseScope
 from django_taskq.domain.states import Ack, State
 from django_taskq.duties import rescue as duty
 from django_taskq.exceptions import WorkerLost
 from django_taskq.lifecycle.rescue import rescue
-from django_taskq.models import FinishedTask, Task, Worker
+from django_taskq.models import FinishedTask, IdempotencyKey, Limit, Lock, Task, Worker
+from django_taskq.store import limits as limit_store
+from django_taskq.store import locks as lock_store
+from django_taskq.store import pauses as pause_store
+from django_taskq.store import queues as queue_store
+from django_taskq.store import retention as retention_store
+from django_taskq.store import tasks as task_store
 from django_taskq.store import workers as worker_store
 from django_taskq.store.vendors import vendor_for
 from tests import engine
@@ -145,8 +155,9 @@ def test_the_work_of_a_rescuer_that_died_half_way_is_finished_by_the_next() -> N
     assert (state_of(marked), state_of(forgotten)) == ("ready", "ready")
 
 
-def test_many_tasks_of_one_worker_are_all_rescued() -> None:
+def test_many_tasks_of_one_worker_are_all_rescued(monkeypatch: pytest.MonkeyPatch) -> None:
     """S0-13: in chunks, to the end."""
+    monkeypatch.setattr("django_taskq.lifecycle.rescue.CHUNK", 50)
     holder = announce(silent_for=31)
     Task.objects.bulk_create(
         Task(
@@ -157,11 +168,35 @@ def test_many_tasks_of_one_worker_are_all_rescued() -> None:
             lease=leases.make_lease(holder, at + 1),
             created_at=db_now(),
         )
-        for at in range(1203)
+        for at in range(123)
     )
 
-    assert rescue(engine.ALIAS, now=db_now()) == 1203
-    assert Task.objects.filter(state=State.READY).count() == 1203
+    assert rescue(engine.ALIAS, now=db_now()) == 123
+    assert Task.objects.filter(state=State.READY).count() == 123
+
+
+def test_one_task_that_the_database_refuses_keeps_no_other_from_being_rescued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S2-41, S0-13: neither those of its worker nor those of others; it is tried again."""
+    bad, *good = [ready_task() for _ in range(5)]
+    other = ready_task(queue="other")
+    claim(announce(silent_for=32), limit=5)
+    claim_one(announce(silent_for=31), queues="other")
+    vendor = type(vendor_for(engine.ALIAS))
+    put_back = vendor.put_back
+
+    def refuse(self: Any, rows: Any) -> Any:
+        if any(self.public_id(row.key) == str(bad.pk) for row in rows):
+            raise IntegrityError("something else is in the way")
+        return put_back(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vendor, "put_back", refuse)
+        count = rescue(engine.ALIAS, now=db_now())
+    before = [state_of(task) for task in (bad, *good, other)]
+    again = rescue(engine.ALIAS, now=db_now())
+
+    assert (count, before) == (5, ["running", *["ready"] * 5])
+    assert (again, state_of(bad), outcomes_of(bad)) == (1, "ready", ["lost"])
 
 
 def test_a_worker_declared_dead_cannot_beat_again() -> None:
@@ -183,6 +218,7 @@ def test_a_beat_in_the_last_moment_wins_over_the_verdict() -> None:
     assert Worker.objects.get().state == Worker.State.ALIVE
 
 
+@pytest.mark.slow
 def test_a_heartbeat_keeps_a_long_task_from_being_delivered_again() -> None:
     """S4-94, S4-07: three leases long, and started once."""
     with running_worker(taskq={"LEASE_SECONDS": 2, "HEARTBEAT_SECONDS": 0.4}, threads=1) as worker:
@@ -206,10 +242,12 @@ def test_a_worker_that_was_declared_dead_starts_anew_under_another_id_and_its_ou
         lost = pause.enqueue("lost")
         assert gates["lost runs"].wait(10)
         api.pause_queue("default")
-        worker_store.declare_dead(engine.ALIAS, Worker.objects.get(pk=first_id)) or worker_store.declare_dead(
-            engine.ALIAS, Worker.objects.get(pk=first_id)
-        )
-        rescue(engine.ALIAS, now=db_now())
+        # Both at once: a beat in between would let the worker hand its task back while that still carries its lease.
+        with transaction.atomic():
+            worker_store.declare_dead(engine.ALIAS, Worker.objects.get(pk=first_id)) or worker_store.declare_dead(
+                engine.ALIAS, Worker.objects.get(pk=first_id)
+            )
+            rescue(engine.ALIAS, now=db_now())
         wait_for(lambda: worker.id != first_id)
         gates["lost"].set()
         api.resume_queue("default")
@@ -222,6 +260,41 @@ def test_a_worker_that_was_declared_dead_starts_anew_under_another_id_and_its_ou
     assert row.worker_id == worker.id != first_id
     assert outcomes_of(lost) == ["lost"]
     assert totals()["succeeded"] == 2
+
+
+def test_a_worker_that_was_declared_dead_claims_nothing_until_it_has_its_new_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S4-02, S4-16: what it took under the old id would be rescued while it runs."""
+    asked, may_answer = threading.Event(), threading.Event()
+    announce_worker = worker_store.announce
+
+    def answer_late(*args: Any, **given: Any) -> int:
+        if worker.id:
+            asked.set()
+            assert may_answer.wait(30)
+        return announce_worker(*args, **given)
+
+    with running_worker(taskq={"LEASE_SECONDS": 30, "HEARTBEAT_SECONDS": 0.3}, threads=1, duties=False) as worker:
+        first_id = worker.id
+        monkeypatch.setattr(worker_store, "announce", answer_late)
+        # A beat may come in between; the verdict is only taken against the last one.
+        wait_for(lambda: worker_store.declare_dead(engine.ALIAS, Worker.objects.get(pk=first_id)))
+        assert asked.wait(10)
+        early = note.enqueue("early")
+        turn, turns = worker._turn, threading.Semaphore(0)
+        monkeypatch.setattr(worker, "_turn", lambda wakeup: (turn(wakeup), turns.release()))
+        # The first may have begun before; the second would have claimed it, and the third comes after that.
+        assert all(turns.acquire(timeout=10) for _ in range(3))
+        before = (state_of(early), list(ran), worker.is_healthy)
+        may_answer.set()
+        wait_for(lambda: state_of(early) == "succeeded")
+
+    row = row_of(early)
+    assert row is not None
+    assert before == ("ready", [], False)
+    assert row.worker_id == worker.id != first_id
+    assert outcomes_of(early) == []
 
 
 def test_a_worker_starts_nothing_once_its_lease_may_be_over() -> None:
@@ -286,7 +359,10 @@ def test_backoff_of_a_failed_attempt_is_not_lost_in_a_rescue() -> None:
 
 
 @requires("idle_limit")
-def test_a_transaction_that_stands_still_is_ended_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_written", [True, False])
+def test_a_transaction_that_stands_still_is_ended_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, has_written: bool
+) -> None:
     """S4-02: a process that was suspended between two statements keeps its connection, but not its locks."""
     monkeypatch.setattr("django_taskq.store.vendors.postgresql._IDLE_SECONDS", 0.2)
     monkeypatch.setattr("django_taskq.store.vendors.mysql._IDLE_SECONDS", 1)
@@ -298,7 +374,10 @@ def test_a_transaction_that_stands_still_is_ended_and_holds_nobody_up(monkeypatc
         # On MariaDB only the sessions of the worker's own threads are limited.
         threading.current_thread().name = "taskq-flusher"
         with vendor.atomic():
-            Task.objects.filter(pk=found.pk).update(rank=1)
+            if has_written:
+                Task.objects.filter(pk=found.pk).update(rank=1)
+            else:
+                Task.objects.select_for_update().get(pk=found.pk)
             locked.set()
             was_refused.wait(20)
             Task.objects.filter(pk=found.pk).update(rank=2)
@@ -318,3 +397,66 @@ def test_a_transaction_that_stands_still_is_ended_and_holds_nobody_up(monkeypatc
         with connection.cursor() as cursor:
             cursor.execute("SHOW idle_in_transaction_session_timeout")
             assert cursor.fetchone()[0] == "0"
+
+
+STALLED_WRITES = {
+    "names its queues": lambda: queue_store.remember(engine.ALIAS, ["new"]),
+    "leaves": lambda: worker_store.forget(engine.ALIAS, Worker.objects.values_list("pk", flat=True).first() or 0),
+    "tidies a pause away": lambda: pause_store.lift(engine.ALIAS, PauseScope.QUEUE, "default"),
+    "tells its progress": lambda: task_store.save_progress(
+        engine.ALIAS, str(uuid.UUID(int=1)), done=1.0, total=None, note="", now=db_now()
+    ),
+    "looks how deep a queue is": lambda: vendor_for(engine.ALIAS).save_snapshot({"queue": "default", "at": EPOCH}),
+    "lets go of a lock": lambda: lock_store.release(engine.ALIAS, "key", task_id=uuid.UUID(int=1), lease=1),
+    "sweeps locks": lambda: lock_store.sweep(engine.ALIAS, before=db_now(), limit=10),
+    "deletes old keys": lambda: retention_store.delete_old(engine.ALIAS, **KEPT, limit=10),
+    "deletes limits": lambda: limit_store.prune(engine.ALIAS, now=db_now(), before=db_now(), limit=10),
+}
+EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+KEPT = {
+    **dict.fromkeys(("statistics", "snapshots", "workers", "audit", "ticks")),
+    "keys": datetime(2100, 1, 1, tzinfo=UTC),
+}
+
+
+@requires("idle_limit")
+@pytest.mark.parametrize("write", STALLED_WRITES)
+def test_a_worker_that_is_suspended_while_it_writes_holds_nobody_up_who_writes_the_same(
+    monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    """S4-02: not only claims and settlements; who waited for its upkeep would lose its own lease, or its lead."""
+    monkeypatch.setattr("django_taskq.store.vendors.postgresql._IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("django_taskq.store.vendors.mysql._IDLE_SECONDS", 1)
+    announce()
+    pause_store.put(engine.ALIAS, PauseScope.QUEUE, "default", actor="", reason="", now=EPOCH)
+    Lock.objects.create(key="key", task_id=uuid.UUID(int=1), lease=1, taken_at=EPOCH)
+    Limit.objects.create(key="2:c:old", used_at=EPOCH)
+    IdempotencyKey.objects.create(
+        key="key", task_id=uuid.UUID(int=1), fingerprint="", created_at=EPOCH, expires_at=EPOCH
+    )
+    has_written, was_written = threading.Event(), threading.Event()
+
+    def stop_behind_the_write(execute: Any, sql: str, params: Any, many: bool, given: Any) -> Any:
+        found = execute(sql, params, many, given)
+        if not has_written.is_set() and sql.startswith(("INSERT", "UPDATE", "DELETE")):
+            has_written.set()
+            was_written.wait(20)
+        return found
+
+    def stand_still() -> None:
+        threading.current_thread().name = "taskq-duties"
+        with connection.execute_wrapper(stop_behind_the_write), suppress(DatabaseError, InterfaceError):
+            STALLED_WRITES[write]()
+
+    def write_the_same() -> bool:
+        assert has_written.wait(20)
+        STALLED_WRITES[write]()
+        is_in_time = not was_written.is_set()
+        was_written.set()
+        return is_in_time
+
+    def give_up() -> None:
+        was_written.wait(10)
+        was_written.set()
+
+    assert in_threads(write_the_same, stand_still, give_up)[0]

@@ -136,6 +136,7 @@ def test_attempts_of_one_task_never_overlap_and_go_up() -> None:
         assert all(ends[at][1] <= ends[at + 1][0] for at in range(len(ends) - 1))
 
 
+@pytest.mark.slow
 def test_a_storm_of_retries_makes_progress() -> None:
     """S4-27: nobody deadlocks, nobody starves."""
     for at in range(100):

@@ -16,13 +16,20 @@ from pathlib import Path
 import pytest
 
 from tests.databases import forget_parent
+from tests.once import once
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[str, str]:
+def outcomes(worker_id: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return what became of each case: nothing, or a traceback."""
+    own = tmp_path_factory.getbasetemp()
+    found: dict[str, str] = json.loads(once("second_database", own if worker_id == "master" else own.parent, _run))
+    return found
+
+
+def _run() -> str:
     done = subprocess.run(
         [sys.executable, "-c", "from tests.two_databases import main; main()"],
         cwd=ROOT,
@@ -33,8 +40,7 @@ def outcomes() -> dict[str, str]:
         timeout=170,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    return done.stdout
 
 
 @pytest.fixture
@@ -96,6 +102,24 @@ def test_a_router_is_enough(holds: Callable[[str], None]) -> None:
 
 def test_upkeep_is_done_there(holds: Callable[[str], None]) -> None:
     holds("upkeep_is_done_there")
+
+
+def test_a_schedule_ticks_there(holds: Callable[[str], None]) -> None:
+    holds("a_schedule_ticks_there")
+
+
+def test_a_member_of_another_database_is_refused_before_its_arguments(
+    holds: Callable[[str], None],
+) -> None:
+    holds("a_member_of_another_database_is_refused_before_its_arguments")
+
+
+def test_members_that_validate_go_where_the_main_backend_says(holds: Callable[[str], None]) -> None:
+    holds("members_that_validate_go_where_the_main_backend_says")
+
+
+def test_a_member_is_stored_by_the_rules_of_its_own_backend(holds: Callable[[str], None]) -> None:
+    holds("a_member_is_stored_by_the_rules_of_its_own_backend")
 
 
 def test_no_case_is_forgotten() -> None:

@@ -105,6 +105,7 @@ def test_starts_and_stops_may_race(turn: int) -> None:
     assert not Worker.objects.exists()
 
 
+@pytest.mark.slow
 def test_fifty_starts_and_stops_leak_no_thread_file_or_connection() -> None:
     """S0-76, S4-04, S4-38."""
     tasks.nothing.enqueue()
@@ -243,6 +244,7 @@ def test_outcomes_that_come_during_a_stop_are_all_written() -> None:
     assert not Attempt.objects.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(3))
 def test_workers_that_join_and_leave_lose_nothing_and_repeat_nothing(turn: int) -> None:
     """S0-75."""

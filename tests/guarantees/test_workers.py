@@ -13,7 +13,7 @@ from django_taskq.duties import promote
 from django_taskq.lifecycle import settle
 from django_taskq.models import Attempt, FinishedTask, Task, Worker
 from django_taskq.store import duties as duty_store
-from django_taskq.store import queues as queue_store
+from django_taskq.store import pauses as pause_store
 from django_taskq.store import workers as worker_store
 from django_taskq.store.vendors import vendor_for
 from tests.app.models import Effect
@@ -50,7 +50,7 @@ STORE_CALLS = [
     (worker_store, "forget"),
     (duty_store, "take"),
     (duty_store, "report"),
-    (queue_store, "paused"),
+    (pause_store, "every"),
 ]
 
 
@@ -68,6 +68,7 @@ def _all_done() -> bool:
     return not Task.objects.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("name", VENDOR_CALLS)
 def test_a_worker_survives_a_database_error_in_any_call(name: str, times: int, monkeypatch: Any) -> None:
@@ -111,6 +112,7 @@ def test_a_worker_survives_a_database_error_in_its_own_upkeep(module, name, time
     assert flaky.left < times
 
 
+@pytest.mark.slow  # test_rescuing.py tells the same of one whose task is rescued before it hears of it
 def test_a_worker_that_was_declared_dead_goes_on_under_a_new_id() -> None:
     """Its late outcome is refused: whoever rescued the task has the last word."""
     held = tasks.held.enqueue()
@@ -139,6 +141,7 @@ def test_a_worker_that_was_declared_dead_goes_on_under_a_new_id() -> None:
     assert set(Attempt.objects.filter(task_id=held.id).values_list("outcome", flat=True)) == {"lost"}
 
 
+@pytest.mark.slow  # test_timeouts.py tells the same of one task behind it; here are several
 def test_a_thread_that_overruns_its_time_and_its_lease_is_settled_and_its_slot_replaced(settings: Any) -> None:
     settings.TASKQ = {"LEASE_SECONDS": 2, "HEARTBEAT_SECONDS": 0.2}
     deaf = tasks.held.using(timeout=0.2, max_attempts=1, priority=5).enqueue()

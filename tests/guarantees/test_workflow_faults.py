@@ -46,7 +46,7 @@ from tests.guarantees.flows import (
 )
 from tests.guarantees.tasks import forget, note, ran
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 
 DEAD, CANCELLED = State.DEAD, State.CANCELLED
 

@@ -1,6 +1,5 @@
 """Members are tasks: their retries, delays, priorities, queues and limits of time hold inside workflows, too."""
 
-import asyncio
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +10,7 @@ from django.test import override_settings
 from django_taskq import Fixed, batch, chain, find_workflow, previous, result_of, task, workflow
 from django_taskq.domain.states import State
 from django_taskq.models import FinishedTask, Task, Workflow
-from tests.engine import claim, db_now, drain, row_of, run, state_of, write
+from tests.engine import claim, db_now, drain, in_a_loop, row_of, run, state_of, write
 from tests.guarantees.flows import assert_all_ended, by_tag, claim_all, refuse, say, settle, state_by_tag, tag
 from tests.guarantees.tasks import fail_until, ran
 
@@ -253,7 +252,7 @@ def test_with_enqueue_on_commit_a_workflow_is_stored_after_the_commit() -> None:
 
 
 def test_a_workflow_can_be_stored_from_a_coroutine() -> None:
-    handle = asyncio.run(chain(say.s("a"), say.s(previous)).aenqueue())
+    handle = in_a_loop(chain(say.s("a"), say.s(previous)).aenqueue())
 
     drain()
 

@@ -457,6 +457,7 @@ FEWER = settings(max_examples=settings().max_examples // 2)
 ANY = st.one_of(st.booleans(), st.integers(0, 3), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 
 
+@pytest.mark.slow
 @FEWER
 @given(flows(allowances=ANY), st.data())
 def test_any_workflow_takes_the_course_of_the_model(root: Node, data: st.DataObject) -> None:
@@ -464,6 +465,7 @@ def test_any_workflow_takes_the_course_of_the_model(root: Node, data: st.DataObj
     play(root, data, 1)
 
 
+@pytest.mark.slow
 @FEWER
 @given(flows(allowances=st.booleans()), st.data())
 def test_any_workflow_takes_the_same_course_when_many_members_end_in_one_settlement(

@@ -187,6 +187,19 @@ def test_one_deadline_holds_for_all_members_at_any_depth() -> None:
     assert set(FinishedTask.objects.filter(state=State.DEAD).values_list("reason", flat=True)) == {"budget_expired"}
 
 
+@pytest.mark.parametrize("member", [say.s("first"), chain(say.s("first"), say.s("second"))], ids=["task", "chain"])
+def test_what_is_added_to_a_batch_inherits_its_deadline(member: Any) -> None:
+    """S4-22: at any depth, and an earlier one of its own is kept."""
+    until = clock.now() + timedelta(hours=1)
+    handle = batch([member]).deadline(until).enqueue()
+
+    handle.add(say.s("added"), batch([say.s("inside")]), say.using(max_time=60).s("sooner"))
+
+    deadlines = {row.arguments[0][0]: row.deadline_at for row in Task.objects.filter(state=State.READY)}
+    assert deadlines["added"] == deadlines["inside"] == until
+    assert deadlines["sooner"] < until
+
+
 def test_add_from_inside() -> None:
     handle = batch(wait_open.s(3)).then(collect.s(previous)).enqueue()
 

@@ -195,6 +195,7 @@ def test_the_migrations_go_back_to_nothing_and_forward_again(migrated_back: Migr
     check_indexes()
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_each_migration_can_be_undone_on_its_own(migrated_back: MigrationExecutor) -> None:
     graph = migrated_back.loader.graph
@@ -243,3 +244,36 @@ def test_the_kinds_of_column_and_index_are_written_into_migrations_as_they_are()
     assert LiveIndex(*args, **kwargs) == index
     assert TaskIdField(primary_key=True, default=uuid7).deconstruct()[1] == "django_taskq.schema.TaskIdField"
     assert NameField(max_length=9).deconstruct()[1] == "django_taskq.schema.NameField"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_pauses_of_queues_move_into_their_own_table_and_back(migrated_back: MigrationExecutor) -> None:
+    """An upgrade, or the way back, resumes nothing."""
+    before, after = (APP, "0007_controls"), (APP, "0008_pauses")
+    migrated_back.migrate([before])
+    queues = migrated_back.loader.project_state([before]).apps.get_model(APP, "Queue").objects
+    since = clock.now().replace(microsecond=0)
+    queues.create(name="mail", paused=True, paused_at=since, paused_by="ana", pause_reason="outage")
+    queues.create(name="by hand", paused=True)
+    queues.create(name="runs")
+
+    executor = MigrationExecutor(connection)
+    executor.migrate([after])
+    pauses = executor.loader.project_state([after]).apps.get_model(APP, "Pause").objects
+    found = {pause.name: pause for pause in pauses.all()}
+    pauses.create(scope=1, name="over", paused_at=since, until=since)
+    pauses.create(scope=1, name="new", paused_at=since, paused_by="ben")
+    pauses.create(scope=0, name="", paused_at=since)
+    executor = MigrationExecutor(connection)
+    executor.migrate([before])
+
+    assert set(found) == {"mail", "by hand"}
+    mail = found["mail"]
+    assert (mail.scope, mail.paused_at, mail.paused_by, mail.reason, mail.until) == (1, since, "ana", "outage", None)
+    # They were made when a pause refused nothing.
+    assert mail.rejects is False
+    back = {queue.name: queue for queue in queues.all()}
+    assert {name for name, queue in back.items() if queue.paused} == {"mail", "by hand", "new"}
+    assert (back["mail"].paused_at, back["mail"].paused_by, back["mail"].pause_reason) == (since, "ana", "outage")
+    assert back["new"].paused_by == "ben"
+    assert back["runs"].paused is False

@@ -14,8 +14,7 @@ from django.utils.log import RequireDebugFalse, RequireDebugTrue
 from django_taskq import clock, events
 from django_taskq.backend import DatabaseBackend
 from django_taskq.compat import primary
-from django_taskq.lifecycle import control, rescue
-from django_taskq.observability import contract
+from django_taskq.lifecycle import control, rescue, results
 from django_taskq.observability.contract import would_be_written
 from tests.by_hand import HandWorker
 from tests.observability import tasks
@@ -168,7 +167,7 @@ def test_djangos_log_is_written_at_its_levels(caplog: pytest.LogCaptureFixture) 
 
 def test_nothing_is_built_where_no_handler_would_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
-    monkeypatch.setattr(contract, "result_of_claim", lambda *args, **kwargs: built.append(args))
+    monkeypatch.setattr(results, "result_of_claim", lambda *args, **kwargs: built.append(args))
     logging.disable(logging.CRITICAL)
     try:
         tasks.add.enqueue(1, 2)

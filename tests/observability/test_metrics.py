@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Generator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from django.db import connection
 from django.test import override_settings
 from prometheus_client import CollectorRegistry, generate_latest
 
-from django_taskq import clock, conf, events
+from django_taskq import QueueFull, clock, conf, events, set_limit
 from django_taskq.lifecycle import control
-from django_taskq.models import Queue, Snapshot, Task
+from django_taskq.models import Limit, Queue, Snapshot, Task
 from django_taskq.observability import metrics, prometheus
 from django_taskq.store import queues as queue_store
 from tests.by_hand import HandWorker
@@ -106,6 +107,17 @@ def test_a_rejected_enqueue_is_counted(registry: CollectorRegistry) -> None:
         tasks.add.enqueue(object(), 2)
 
     assert value(registry, "enqueues_rejected_total", queue="default") == 1
+
+
+@pytest.mark.parametrize("policy", ["raise", "drop"])
+def test_what_a_full_queue_refuses_or_drops_is_counted(policy: str, registry: CollectorRegistry) -> None:
+    with override_settings(TASKQ={"QUEUES": {"default": {"MAX_READY": 1, "FULL_POLICY": policy}}}):
+        tasks.add.enqueue(1, 2)
+        with suppress(QueueFull):
+            tasks.add.enqueue(1, 2)
+
+    assert value(registry, "enqueues_rejected_total", queue="default") == 1
+    assert Task.objects.count() == 1
 
 
 def test_no_stored_text_becomes_a_label(registry: CollectorRegistry) -> None:
@@ -198,6 +210,21 @@ def test_a_paused_queue_shows() -> None:
     assert 'taskq_queue_paused{queue="email"} 1.0' in scrape()
 
 
+def test_limits_of_everything_of_queues_and_of_tasks_show_and_those_of_keys_do_not() -> None:
+    set_limit("all", rate="0/m")
+    Limit.objects.create(key="2c:task:shop.send", amount=4, held=3, waits=True)
+    Limit.objects.create(key="2c:smtp:7", amount=4, held=3)
+    Task.objects.create(state=5, parked_on="2c:task:shop.send", created_at=clock.now())
+
+    text = scrape()
+
+    assert 'taskq_limit_amount{kind="rate",limit="all"} 0.0' in text
+    assert 'taskq_limit_amount{kind="concurrency",limit="task:shop.send"} 4.0' in text
+    assert 'taskq_limit_held{limit="task:shop.send"} 3.0' in text
+    assert 'taskq_limit_parked{kind="concurrency",limit="task:shop.send"} 1.0' in text
+    assert "smtp" not in text
+
+
 def test_more_queues_than_the_bound_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prometheus, "MOST_QUEUES", 2)
     Queue.objects.bulk_create([Queue(name=name) for name in "abcd"])
@@ -212,7 +239,7 @@ def test_more_queues_than_the_bound_are_summed_up(monkeypatch: pytest.MonkeyPatc
 def test_a_scrape_takes_few_queries_and_leaves_a_closed_connection_closed(django_assert_max_num_queries) -> None:
     Queue.objects.bulk_create([Queue(name=f"q{number}") for number in range(50)])
     Snapshot.objects.bulk_create([Snapshot(queue=f"q{number}", at=clock.now()) for number in range(50)])
-    with django_assert_max_num_queries(6):
+    with django_assert_max_num_queries(7):
         scrape()
 
     connection.close()

@@ -92,6 +92,7 @@ def test_demo_once_does_the_shipped_work_and_says_so(surroundings: dict[str, str
         ("the nightly batch", "completed, 0 of 2 failed"),
         ("its batch of pictures", "completed, 1 of 6 failed"),
         ("pictures in the catalogue \\(then\\)", "5, and 1 missing"),
+        ("schedules", "at 03:00 every day, Europe/Rome"),
         ("webhook calls refused", "6"),
         ("webhook calls delivered", "12"),
         ("dead letters", "resize_picture"),

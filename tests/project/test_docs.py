@@ -9,7 +9,6 @@ others run in this process, on the database under test.
 from __future__ import annotations
 
 import ast
-import asyncio
 import copy
 import inspect
 import os
@@ -31,9 +30,11 @@ from django.core.management.base import CommandError
 from django.test import override_settings
 
 from django_taskq import conf
+from django_taskq.lifecycle import declarations
 from django_taskq.worker.loop import Plan, Worker
 from tests import databases
 from tests.docs_runner import ROOT, Block, blocks, name_of, pages
+from tests.engine import in_a_loop
 
 PROJECTS = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
 # Whoever adds a sample that is not run raises this, and says on the page why it cannot be.
@@ -53,9 +54,12 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     bank.charges.clear()
     before = set(sys.modules)
+    declared = set(declarations.declared())
     for name, module in {"shop": docs_shop, "shop.models": models, "shop.bank": bank}.items():
         monkeypatch.setitem(sys.modules, name, module)
     yield
+    for name in set(declarations.declared()) - declared:
+        declarations.forget(name)
     for name in set(sys.modules) - before:
         if name.startswith(("shop.", "docs_page")):
             del sys.modules[name]
@@ -83,7 +87,7 @@ def run_code(block: Block, namespace: dict[str, Any]) -> None:
     """Run a block; ``await`` is allowed at its top level, as in ``manage.py shell``."""
     code = compile(block.code, block.place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     if code.co_flags & inspect.CO_COROUTINE:
-        asyncio.run(eval(code, namespace))
+        in_a_loop(eval(code, namespace))
     else:
         exec(code, namespace)
 

@@ -75,6 +75,18 @@ def test_every_method_of_workflows_is_listed() -> None:
     assert set(rows("workflows.md", "Handles")) == public(WorkflowHandle)
 
 
+def test_every_option_of_a_schedule_is_listed_with_its_default() -> None:
+    from django_taskq import schedule
+
+    listed = rows("schedules.md", "`@schedule`")
+    taken = inspect.signature(schedule).parameters
+
+    assert set(listed) == set(taken)
+    for name, (shown, *_) in listed.items():
+        if name not in ("name", "timezone"):
+            assert shown.strip("`").replace('"', "'") == repr(taken[name].default), name
+
+
 def test_every_exception_is_listed() -> None:
     listed = {
         *rows("exceptions.md", "Raised by django_taskq"),

@@ -22,7 +22,7 @@ from django_taskq.domain.states import State
 from django_taskq.lifecycle import rescue
 from django_taskq.models import Attempt, FinishedTask, Task
 from django_taskq.ops.finished import finished_since
-from django_taskq.store import depths, workers
+from django_taskq.store import depths, limits, workers
 from django_taskq.store.rows import Again, Ending
 from django_taskq.store.vendors import vendor_for
 from tests import databases
@@ -30,6 +30,8 @@ from tests import databases
 ROWS = 200_000
 QUEUES = 10
 RUNNING = 500
+# Ready tasks of a queue with fair keys: nearly all of one tenant, some of many others, and behind them some of none.
+BACKLOG, TENANTS, UNKEYED = 50_000, 40, 200
 
 TASK = Task._meta.db_table
 FINISHED = FinishedTask._meta.db_table
@@ -120,6 +122,15 @@ def _fill_live() -> None:
     )
 
 
+def _fill_fair() -> None:
+    ready = {"queue": "'fair'", "rank": "0", "state": str(int(State.READY)), "lease": "NULL"}
+    moment = {"created_at": clock.now() - timedelta(days=30)}
+    key = f"CONCAT('t', n MOD {TENANTS})" if connection.vendor == "mysql" else f"'t' || (n %% {TENANTS})"
+    _fill(TASK, BACKLOG, 50_000_000, {**ready, "fair_key": "'big'"}, moment)
+    _fill(TASK, TENANTS * 20, 51_000_000, {**ready, "fair_key": key}, moment)
+    _fill(TASK, UNKEYED, 52_000_000, {**ready, "fair_key": "NULL"}, moment)
+
+
 def _fill_finished() -> None:
     now = clock.now()
     common = {"queue": _queue_of_n(), "rank": "0"}
@@ -154,6 +165,7 @@ def _statistics_of_nothing(django_db_setup: None, django_db_blocker: Any) -> Ite
         _empty()
         _analyze()
         _fill_live()
+        _fill_fair()
         _fill_finished()
         yield
         _empty()
@@ -199,7 +211,7 @@ class Explainer:
 
 
 def _is_explained(sql: str) -> bool:
-    verb = sql.lstrip().split(None, 1)[0].upper()
+    verb = sql.lstrip(" \n(").split(None, 1)[0].upper()
     return verb in {"SELECT", "UPDATE", "DELETE", "WITH", "INSERT"} and (TASK in sql or FINISHED in sql)
 
 
@@ -241,6 +253,7 @@ def _index(name: str) -> str:
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.django_db,
     pytest.mark.timeout(120),
 ]
@@ -248,6 +261,10 @@ pytestmark = [
 CLAIM = "taskq_task_claim"
 DUE = "taskq_task_due"
 LEASED = "taskq_task_lease"
+PARKED = "taskq_task_parked"
+FAIR = "taskq_task_fair"
+# MariaDB and MySQL answer the smallest of a range from the end of the index, and do not name it.
+JUMPS = f"{FAIR}|Select tables optimized away"
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +339,73 @@ class TestClaim:
 
     def test_a_claim_from_an_empty_queue_reads_its_index(self, vendor: Any, plans: Any) -> None:
         check(plans(_claim(vendor, "nothing here")), uses=CLAIM)
+
+
+def _shares(count: int) -> list[tuple[str, int]]:
+    return [("big", 5), *((f"t{at}", 5) for at in range(count - 1))]
+
+
+def _fair_claim(vendor: Any, **changes: Any) -> Callable[[], Any]:
+    given = {"lease": make_lease(9, 1), "now": clock.now(), **changes}
+    return lambda: vendor.claim_fair("fair", _shares(20), **given)
+
+
+def _unkeyed_claim(vendor: Any, size: int) -> Callable[[], Any]:
+    after = first = None
+    while first is None:
+        first, after = vendor.unkeyed("fair", after=after, size=size)
+    given = {"lease": make_lease(9, 1), "now": clock.now()}
+    return lambda: vendor.claim_between("fair", 50, first=first, last=after, **given)
+
+
+@pytest.mark.usefixtures("stale")
+def test_statistics_of_an_empty_table_do_not_spoil_the_fair_claim(vendor: Any, plans: Any) -> None:
+    check(plans(_fair_claim(vendor)), uses=FAIR)
+    check(plans(lambda: vendor.fair_keys("fair", after="", limit=100)), uses=JUMPS)
+    check(plans(lambda: vendor.fair_queues(["fair", "q3"])), uses=FAIR)
+
+
+@pytest.mark.usefixtures("fresh")
+class TestFairClaim:
+    def test_a_fair_claim_reads_each_key_in_order_of_the_index(self, vendor: Any, plans: Any) -> None:
+        check(plans(_fair_claim(vendor)), uses=FAIR)
+        check(plans(_fair_claim(vendor, limited=True, slots="queue:fair")), uses=FAIR)
+
+    def test_keys_are_found_by_jumps(self, vendor: Any, plans: Any) -> None:
+        check(plans(lambda: vendor.fair_keys("fair", after="", limit=100)), uses=JUMPS)
+
+    def test_whether_queues_have_keys_is_one_look_into_the_index_each(self, vendor: Any, plans: Any) -> None:
+        check(plans(lambda: vendor.fair_queues(["fair", "q3", "nothing here"])), uses=FAIR)
+
+    def test_tasks_without_a_key_are_looked_for_in_a_part_of_the_queue(self, vendor: Any, plans: Any) -> None:
+        found = plans(lambda: vendor.unkeyed("fair", after=None, size=1000))
+
+        # What is sorted is the part that was read.
+        check(found, uses=f"{CLAIM}|{FAIR}", but=("Sort", "TEMP B-TREE", "SCAN w"))
+
+    def test_tasks_without_a_key_are_claimed_in_order_of_an_index(self, vendor: Any, plans: Any) -> None:
+        check(plans(_unkeyed_claim(vendor, 10_000)), uses=f"{CLAIM}|{FAIR}")
+
+
+@pytest.mark.usefixtures("fresh")
+class TestLimits:
+    def test_a_claim_with_limits_reads_the_same_index_in_order(self, vendor: Any, plans: Any) -> None:
+        def work() -> None:
+            vendor.claim("q3", 100, lease=make_lease(9, 1), now=clock.now(), limited=True, slots="1c:queue:q3")
+
+        check(plans(work), uses=CLAIM)
+
+    def test_parked_tasks_are_found_by_their_key(self, vendor: Any, plans: Any) -> None:
+        def work() -> None:
+            vendor.unpark([("2c:one", 10), ("2c:two", 5)])
+
+        check(plans(work), uses=PARKED)
+
+    def test_the_keys_that_tasks_are_parked_on_are_found_without_reading_each_task(self, plans: Any) -> None:
+        check(plans(lambda: limits.parked_keys("default")), uses=PARKED)
+
+    def test_a_slot_is_counted_among_the_running_tasks_only(self, plans: Any) -> None:
+        check(plans(lambda: limits.held_by_key("default", ["2c:one"])), uses=LEASED)
 
 
 @pytest.mark.usefixtures("fresh")
@@ -462,3 +546,20 @@ def test_a_statement_without_its_index_is_found_out(plans: Any) -> None:
 def test_the_database_is_the_one_under_test() -> None:
     assert connection.vendor == databases.vendor()
     assert Task.objects.count() >= ROWS + ROWS // 2 + RUNNING
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("lock", [None, "share", "update"])
+def test_who_holds_unique_keys_is_found_by_the_keys(vendor: Any, plans: Any, lock: Any) -> None:
+    found = plans(lambda: vendor.holders(["tests.plan:1", "tests.plan:2", "tests.plan:3"], lock=lock))
+
+    # A few rows may be sorted.
+    check(found, uses="taskq_task_unique", but=("Sort", "TEMP B-TREE", "filesort"))
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_claim_reads_its_index_in_order_also_where_tasks_hold_keys(vendor: Any, plans: Any) -> None:
+    key = Task.objects.filter(queue="q3", state=State.READY).order_by("rank", "id").values_list("pk", flat=True)[0]
+    Task.objects.filter(pk=key).update(unique_key="~tests.plan:1")
+
+    check(plans(_claim(vendor, "q3")), uses=CLAIM)

@@ -98,6 +98,39 @@ def finish(endings: Sequence[Ending]) -> set[Any]:
     return vendor.retrying(work)
 
 
+@pytest.mark.parametrize("vendor", [None, Vendor("default")], ids=["own", "portable"])
+def test_claimers_in_turns_never_get_the_same_task(vendor: Vendor | None) -> None:
+    for key in ("a", "b", "c", None):
+        stored(60, fair_key=key)
+    own = vendor or vendor_for("default")
+
+    def drain(worker: int) -> list[Any]:
+        taken: list[Any] = []
+        empty = number = 0
+        while empty < 3:
+            number += 1
+            lease, now = make_lease(worker, number), clock.now()
+            found = own.retrying(
+                lambda lease=lease, now=now: own.claim_fair("q", [("a", 3), ("b", 3), ("c", 3)], lease=lease, now=now)
+            )
+            rows = [row for part in found.values() for row in part]
+            first, last = own.unkeyed("q", after=None, size=1000)
+            if first is not None and last is not None:
+                rows += own.retrying(
+                    lambda lease=lease, now=now, first=first, last=last: own.claim_between(
+                        "q", 3, first=first, last=last, lease=lease, now=now
+                    )
+                )
+            empty = 0 if rows else empty + 1
+            taken += [row.key for row in rows]
+        return taken
+
+    taken = [key for part in together(*(lambda worker=at: drain(worker) for at in range(1, 5))) for key in part]
+
+    assert len(taken) == len(set(taken)) == 240
+    assert set(Task.objects.values_list("attempt", "state")) == {(1, int(State.RUNNING))}
+
+
 @pytest.mark.parametrize("workers", [2, 8])
 @pytest.mark.parametrize("vendor", [None, Vendor("default")], ids=["own", "portable"])
 def test_claimers_never_get_the_same_task(workers: int, vendor: Vendor | None) -> None:
@@ -131,7 +164,7 @@ def test_of_a_claim_and_a_cancel_at_one_moment_exactly_one_wins() -> None:
 
         claimed, ended = together(
             lambda turn=turn: claim(1, 1, turn),
-            lambda key=key: store.end_waiting("default", [key], state=State.CANCELLED, now=clock.now()),
+            lambda key=key: store.end_waiting("default", [key], state=State.CANCELLED, now=clock.now())[0],
         )
 
         live, over = Task.objects.filter(pk=key).first(), FinishedTask.objects.filter(pk=key).first()

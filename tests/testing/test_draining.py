@@ -9,7 +9,7 @@ from django.test import TestCase, TransactionTestCase
 from django.utils import timezone
 from freezegun import freeze_time
 
-from django_taskq import clock, pause_queue, resume_queue
+from django_taskq import clock, pause, pause_queue, resume_queue
 from django_taskq.models import FinishedTask, Step, Task, Worker
 from django_taskq.testing import DrainOverrun, adrain, assert_state, drain, travel
 from tests.app.models import Effect
@@ -88,6 +88,26 @@ class InATransaction(TestCase):
 
         assert paused == 0
         assert len(drain()) == 1
+
+    def test_a_task_of_a_paused_type_is_left_alone_and_does_not_keep_a_drain_from_its_end(self) -> None:
+        held = tasks.note.enqueue(1)
+        pause(task=tasks.note)
+
+        drained = drain(with_scheduled=True)
+
+        assert drained.is_complete
+        assert_state(held, "parked")
+
+    def test_the_end_of_the_pause_of_a_type_is_followed(self) -> None:
+        held = tasks.note.enqueue(1)
+        pause(task=tasks.note, until=timedelta(days=2))
+        other = tasks.note_mail.enqueue(2)
+
+        drained = drain(until=timedelta(hours=1))
+        assert_state(held, "parked")
+        followed = drain(with_scheduled=True)
+
+        assert [attempt.task_id for attempt in (*drained, *followed)] == [other.id, held.id]
 
     def test_a_retry_waits_for_its_time(self) -> None:
         result = tasks.fail_twice.enqueue("k")

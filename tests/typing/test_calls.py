@@ -1,6 +1,9 @@
-"""mypy refuses the calls that would fail, and knows what a task returns."""
+"""mypy and pyright refuse the calls that would fail, and know what a task returns."""
 
+import json
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +13,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 EXPECTED = re.compile(r"# E: ([a-z-]+)$")
 
-pytestmark = pytest.mark.skipif(
+needs_mypy = pytest.mark.skipif(
     find_spec("mypy") is None or find_spec("mypy_django_plugin") is None,
     reason="needs mypy and django-stubs (tox env typing)",
+)
+needs_pyright = pytest.mark.skipif(
+    find_spec("basedpyright") is None or find_spec("mypy_django_plugin") is None,
+    reason="needs basedpyright and django-stubs (tox env typing)",
 )
 
 
@@ -21,6 +28,8 @@ def expected(text: str) -> set[tuple[int, str]]:
     return {(number, found[1]) for number, line in lines if (found := EXPECTED.search(line))}
 
 
+@pytest.mark.slow
+@needs_mypy
 @pytest.mark.timeout(170)
 def test_mypy_refuses_exactly_the_lines_that_are_marked(tmp_path: Path) -> None:
     from mypy import api
@@ -40,3 +49,26 @@ def test_mypy_refuses_exactly_the_lines_that_are_marked(tmp_path: Path) -> None:
     }
     assert found == expected(text), out + err
     assert len(found) > 10
+
+
+@needs_pyright
+@pytest.mark.timeout(170)
+def test_pyright_refuses_the_same_lines(tmp_path: Path) -> None:
+    text = (HERE / "calls.py").read_text()
+    program = tmp_path / "calls.py"
+    program.write_text(text)
+    # Its own rules beyond those of pyright are a matter of taste.
+    settings = {"typeCheckingMode": "standard", "extraPaths": [str(ROOT)]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+
+    found = subprocess.run(
+        [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    told = json.loads(found.stdout)["generalDiagnostics"]
+    lines = {one["range"]["start"]["line"] + 1 for one in told if one["severity"] == "error"}
+    assert lines == {number for number, _ in expected(text)}, found.stdout
+    assert len(lines) > 10

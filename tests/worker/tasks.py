@@ -96,6 +96,15 @@ async def aleave(key: str) -> str:
     return key
 
 
+class Failure(Exception):
+    """Unlike an exception of Python's own, one that can be referred to weakly."""
+
+
+@task(max_attempts=1)
+def fail(text: str) -> None:
+    raise Failure(text)
+
+
 @task
 def loaded_modules() -> list[str]:
     return sorted(sys.modules)

@@ -1,5 +1,6 @@
 """The worker as a process: signals, exit codes, several processes, bursts, reloading, and what the operator reads."""
 
+import errno
 import itertools
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -15,12 +17,14 @@ from django.core.management import CommandError, call_command
 from django_taskq import conf
 from django_taskq.domain.states import State
 from django_taskq.models import Attempt, FinishedTask, Task, Worker
-from django_taskq.worker import command
+from django_taskq.worker import children, command
+from django_taskq.worker.loop import Plan
+from django_taskq.worker.supervisor import run_many
 from tests.app.models import Effect
 from tests.worker import tasks
 from tests.worker.running import ROOT, children_of, eventually, run_worker, worker_command, worker_process
 
-pytestmark = [pytest.mark.any_database, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.any_database, pytest.mark.django_db(transaction=True)]
 
 
 def _began(key: str) -> int:
@@ -60,9 +64,10 @@ def test_a_second_signal_hands_running_tasks_back_and_a_third_changes_nothing(nu
     assert not Worker.objects.exists()
 
 
-def test_a_grace_time_that_is_over_is_told_by_the_exit_code() -> None:
+@pytest.mark.parametrize("executor", ["threads", "asyncio"])
+def test_a_grace_time_that_is_over_is_told_by_the_exit_code(executor: str) -> None:
     result = tasks.linger.enqueue("it", 300)
-    with worker_process("--threads", "1", "--grace", "0.3") as process:
+    with worker_process("--threads", "1", "--grace", "0.3", "--executor", executor) as process:
         _began("it")
 
         process.terminate()
@@ -310,3 +315,24 @@ def test_a_log_that_the_project_writes_itself_is_left_alone(settings) -> None:
     finally:
         logger.handlers, logger.level, logger.propagate = before
         logger.setLevel(before[1])
+
+
+def test_a_system_short_of_processes_costs_none_of_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second child cannot be started at first; the first one goes on, and the second comes later."""
+    spawn = children.spawn
+    started: list[str] = []
+
+    def refuse(*args: Any, name: str, **given: Any) -> Any:
+        started.append(name)
+        if len(started) == 2:
+            raise BlockingIOError(errno.EAGAIN, "no more processes")
+        return spawn(*args, name=name, **given)
+
+    monkeypatch.setattr(children, "spawn", refuse)
+    results = [tasks.leave.enqueue(f"task {at}") for at in range(10)]
+
+    code = run_many(Plan(worker=conf.WorkerOptions(processes=2), burst=True), verbosity=0)
+
+    assert code == 0
+    assert started == ["taskq-worker-1", "taskq-worker-2", "taskq-worker-2"]
+    assert {result.get(1) for result in results} == {f"task {at}" for at in range(10)}

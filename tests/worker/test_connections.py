@@ -136,6 +136,32 @@ def test_coroutines_whose_connection_was_cut_get_another() -> None:
         assert tasks.aleave.enqueue("after").get(40) == "after"
 
 
+@requires("server_connections")
+def test_a_stopped_worker_leaves_no_connection_open() -> None:
+    """Not even that of the thread of the ORM's async methods, which outlives the worker."""
+    before = _others()
+
+    with running(threads=2):
+        assert tasks.aleave.enqueue("a").get(20) == "a"
+        assert tasks.leave.enqueue("b").get(20) == "b"
+
+    eventually(lambda: _others() <= before)
+
+
+def _others() -> set[int]:
+    """Return the server's numbers of all other connections to this database."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        else:
+            cursor.execute(
+                "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
+            )
+        return {number for (number,) in cursor.fetchall()}
+
+
 def _cut_all_others() -> None:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":

@@ -12,7 +12,12 @@ from django_taskq.worker import health, single
 from tests.worker import tasks
 from tests.worker.running import eventually, make_worker, running, worker_process
 
-pytestmark = [pytest.mark.any_database, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("quick")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.any_database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("quick"),
+]
 
 
 def _get(port: int, path: str) -> tuple[int, dict]:

@@ -12,7 +12,12 @@ from tests.app.models import Effect
 from tests.worker import tasks
 from tests.worker.running import children_of, drain, eventually, make_worker, running
 
-pytestmark = [pytest.mark.any_database, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("quick")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.any_database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("quick"),
+]
 
 
 def test_a_task_runs_in_a_child_process_with_context_progress_and_result() -> None:

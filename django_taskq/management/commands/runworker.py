@@ -15,10 +15,12 @@ from django_taskq.worker import command
 __all__ = ["Command"]
 
 # What only a web process or a developer needs. Left to ``manage.py check``: asking about the URLs
-# imports every view of the project, which would stay in the worker's memory for all its life.
+# imports every view of the project, which would stay in the worker's memory for all its life, and
+# asking about the models, as ``migrate`` has done, leaves what was computed of each of them there.
 _NOT_OF_WORKERS = {
     checks.Tags.admin,
     checks.Tags.commands,
+    checks.Tags.models,
     checks.Tags.security,
     checks.Tags.staticfiles,
     checks.Tags.templates,

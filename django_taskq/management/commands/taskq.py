@@ -20,22 +20,31 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, connections
 from django.utils.dateparse import parse_datetime
 
-from django_taskq import clock
+from django_taskq import clock, conf
+from django_taskq.domain.limits import LimitKind
+from django_taskq.domain.pauses import PauseScope
 from django_taskq.domain.states import FINAL, LIVE, DeadReason, State, StepState
 from django_taskq.domain.workflows import WorkflowState
 from django_taskq.duties import prune
-from django_taskq.exceptions import InvalidCursor, InvalidPayload
-from django_taskq.lifecycle import control
-from django_taskq.lifecycle.enqueue import main_database, options_for
+from django_taskq.exceptions import InvalidCursor, InvalidOptions, InvalidPayload, LimitNotFound, ScheduleNotFound
+from django_taskq.lifecycle import control, definitions, set_limits
+from django_taskq.lifecycle.arrange_queue import MOST as MOST_PLACE
+from django_taskq.lifecycle.arrange_queue import arrange
+from django_taskq.lifecycle.databases import main_database, options_for
+from django_taskq.management import keys as key_views
+from django_taskq.management import limits as limit_views
+from django_taskq.management import schedules as schedule_views
 from django_taskq.management import workflows as views
 from django_taskq.management.output import FORMATS, Report, one_line, write
-from django_taskq.models import FinishedTask, Queue, Step, Workflow
+from django_taskq.models import FinishedTask, Queue, Step, TaskType, Workflow
 from django_taskq.models.tasks import TaskRow
-from django_taskq.ops import health, retention, search, snapshot, stats, workflows
+from django_taskq.ops import health, keys, limits, retention, search, snapshot, stats, workflows
 from django_taskq.ops.explain import duration, explain, explain_workflow
+from django_taskq.store import pauses as pause_store
 from django_taskq.store import steps as step_store
 from django_taskq.store import tasks as store
 from django_taskq.store import workflows as workflow_store
+from django_taskq.store.vendors import vendor_for
 from django_taskq.worker import command as worker_command
 
 __all__ = ["Command"]
@@ -93,11 +102,16 @@ def moment(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+def ahead(text: str) -> datetime | timedelta:
+    """Parse a moment as ISO 8601, or a span that counts from now."""
+    return span(text) if _SPAN.fullmatch(text.strip().lower()) else moment(text)
+
+
 def number(low: int, high: int) -> Callable[[str], int]:
     """Return a parser of whole numbers within bounds."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
+        if not text.removeprefix("-").isdecimal() or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
         return int(text)
 
@@ -139,53 +153,41 @@ class Command(BaseCommand):
         verb.add_argument("--limit", type=number(1, MOST), default=50, metavar="N", help="at most N tasks [50]")
 
         verb = add("inspect", "Show everything about one task, and why it is or is not running", shown)
-        verb.add_argument("id", metavar="ID", help="the id of the task")
+        verb.add_argument("id", metavar="ID", nargs="?", help="the id of the task")
+        verb.add_argument("--unique-key", metavar="KEY", help="the live task that holds this unique key, instead of ID")
         verb.add_argument("--payload", action="store_true", help="show arguments, result and metadata, too")
         verb.add_argument("--no-traceback", action="store_true", help="leave out tracebacks")
 
         verb = add("retry", "Send dead or cancelled tasks back under their ids (a replay)", shown, acts)
         _ids(verb)
         _attempts(verb)
-        _ids(add("cancel", "Cancel tasks: waiting ones at once, running ones by asking", shown, acts))
+        verb = add("cancel", "Cancel tasks: waiting ones at once, running ones by asking", shown, acts)
+        _ids(verb)
+        verb.add_argument(
+            "--requeue", action="store_true", help="only stop running attempts; their tasks come back and run again"
+        )
         _ids(add("discard", "Give dead tasks up: they leave the dead letters and stay readable", shown, acts))
 
-        dead = add("dead", "List, replay or discard dead letters by filter")
-        inner = dead.add_subparsers(dest="inner_verb", metavar="SUBCOMMAND", required=True)
-        for name, text in (
-            ("list", "List dead letters, the last one to die first"),
-            ("replay", "Send dead letters back; only shows what it would do unless --apply is given"),
-            ("discard", "Give dead letters up; only shows what it would do unless --apply is given"),
-        ):
-            parents = [shown, filters] if name == "list" else [shown, filters, _acts("--why", dry_run=False)]
-            verb = inner.add_parser(name, help=text, description=f"{text}.", parents=parents)
-            reasons = [reason.value for reason in DeadReason]
-            verb.add_argument(
-                "--reason",
-                dest="death",
-                action="append",
-                choices=reasons,
-                metavar="WHY",
-                help=f"only tasks that died of: {', '.join(reasons)}",
-            )
-            verb.add_argument(
-                "--limit", type=number(1, MOST), default=100, metavar="N", help=f"at most N, up to {MOST} [100]"
-            )
-            if name == "list":
-                verb.add_argument("--after", metavar="CURSOR", help="the next page; the last page printed its cursor")
-            else:
-                verb.add_argument("--apply", action="store_true", help="do it; needs --why")
-            if name == "replay":
-                _attempts(verb)
-
+        _add_dead(add("dead", "List, replay or discard dead letters by filter"), shown, filters)
+        _add_limits(add("limits", "List, show, set or reset limits"), shown)
+        key_views.add_arguments(
+            add("keys", "List or forget idempotency keys, and keys that are held for a time"),
+            shown,
+            _acts("--why", "--reason", dry_run=False),
+            number(1, MOST),
+        )
         _add_workflows(add("workflows", "List, show, cancel or replay chains, batches and workflows"), shown)
 
-        for name, text in (
-            ("pause", "Stop workers from claiming from queues"),
-            ("resume", "Let workers claim from paused queues again"),
-        ):
-            verb = add(name, text, shown, _acts("--why", "--reason", dry_run=False))
-            verb.add_argument("queues", nargs="+", metavar="QUEUE", help="the name of a queue")
+        _add_pauses(add, shown)
+        schedule_views.add_arguments(
+            add("schedules", "List schedules, look ahead, pause, run or skip them"),
+            shown,
+            _acts("--why", "--reason", dry_run=False),
+            ahead,
+        )
 
+        text = "Set position and weight of queues, for workers that name none"
+        _places(add("arrange", text, shown, _acts("--why", "--reason", dry_run=False)))
         add("queues", "List the queues, their pauses and who serves them", shown)
         add("workers", "List the workers that were not declared dead", shown)
 
@@ -194,20 +196,20 @@ class Command(BaseCommand):
 
         verb = add("health", "Say whether all is well: exit code 0 well, 1 degraded, 2 bad", shown)
         verb.add_argument("--queue", action="append", metavar="NAME", help="only this queue; may be repeated")
-        limits = health.Limits()
+        bounds = health.Limits()
         verb.add_argument(
             "--max-oldest",
             type=span,
-            default=limits.oldest,
+            default=bounds.oldest,
             metavar="SPAN",
             help="degraded if a ready task waits longer, bad from ten times that [5m]",
         )
         verb.add_argument(
             "--max-dead",
             type=number(0, 100_000),
-            default=limits.dead,
+            default=bounds.dead,
             metavar="N",
-            help=f"degraded if there are more dead letters, bad from ten times that [{limits.dead}]",
+            help=f"degraded if there are more dead letters, bad from ten times that [{bounds.dead}]",
         )
 
         worker_command.add_arguments(verbs.add_parser("worker", help="Run tasks until told to stop, as runworker does"))
@@ -222,10 +224,14 @@ class Command(BaseCommand):
         if alias not in connections:
             raise CommandError(f"DATABASES has no {alias!r}", returncode=USAGE)
         name = "_".join(filter(None, (options["verb"], options.get("inner_verb"))))
+        if options["verb"] == "schedules":
+            name = "schedules"
         try:
             getattr(self, f"_{name}")(alias, options)
         except InvalidCursor as error:
             raise CommandError(f"--after: {error}", returncode=USAGE) from error
+        except ScheduleNotFound as error:
+            raise CommandError(str(error), returncode=NOT_FOUND) from error
         except Error as error:
             raise CommandError(f"the database {alias!r} refused: {error}", returncode=FAILED) from error
 
@@ -318,7 +324,7 @@ class Command(BaseCommand):
         self._print(Report(name=name, fields=fields, records=records, notes=notes, meta=meta), options)
 
     def _inspect(self, alias: str, options: Mapping[str, Any]) -> None:
-        (task_id,) = _checked_ids([options["id"]])
+        (task_id,) = _checked_ids([_inspected(alias, options)])
         row = store.find(alias, task_id)
         if row is None:
             raise CommandError(f"no task has the id {task_id!r}; it may have been pruned", returncode=NOT_FOUND)
@@ -330,10 +336,13 @@ class Command(BaseCommand):
             "parent_id": row.parent_id,
             "workflow_id": row.workflow_id,
             "workflow_role": None if row.workflow_id is None else views.turn(row),
+            "schedule": None if row.schedule is None else row.schedule.name,
+            "tick_at": None if row.schedule is None else row.schedule.at,
             "worker_id": row.worker_id,
             "deadline_at": row.deadline_at,
             "expires_at": row.expires_at,
             "replays": row.replays,
+            "unique_key": row.unique_key,
             "discarded_at": getattr(row, "resolved_at", None),
             "steps": [_step_record(step, payload=options["payload"]) for step in steps],
             "attempts": [
@@ -376,16 +385,36 @@ class Command(BaseCommand):
                 "position": found.queue.position,
                 "weight": found.queue.weight,
                 "workers": found.workers,
-                "paused": found.queue.paused,
-                "paused_at": found.queue.paused_at,
-                "paused_by": found.queue.paused_by,
-                "pause_reason": found.queue.pause_reason,
+                **_bound_of(found.queue.name),
+                "paused": found.pause is not None,
+                "paused_at": None if found.pause is None else found.pause.paused_at,
+                "paused_by": "" if found.pause is None else found.pause.paused_by,
+                "paused_until": None if found.pause is None else found.pause.until,
+                "pause_reason": "" if found.pause is None else found.pause.reason,
             }
             for found in snapshot.queues(alias)
         ]
-        fields = ("queue", "position", "weight", "workers", "paused", "paused_at", "paused_by", "pause_reason")
+        paused = ("paused", "paused_at", "paused_by", "paused_until", "pause_reason")
+        fields = ("queue", "position", "weight", "workers", "max_ready", "full_policy", *paused)
         notes = [] if records else ["No queue is known yet: none was enqueued to, and no worker has looked."]
         self._print(Report(name="queues", fields=fields, records=records, notes=notes), options)
+
+    def _pauses(self, alias: str, options: Mapping[str, Any]) -> None:
+        records = [
+            {
+                "scope": PauseScope(pause.scope).name.lower(),
+                "name": pause.name,
+                "paused_at": pause.paused_at,
+                "paused_by": pause.paused_by,
+                "until": pause.until,
+                "rejects": pause.rejects,
+                "reason": pause.reason,
+            }
+            for pause in pause_store.in_force(alias, vendor_for(alias).now())
+        ]
+        fields = ("scope", "name", "paused_at", "paused_by", "until", "rejects", "reason")
+        notes = [] if records else ["Nothing is paused."]
+        self._print(Report(name="pauses", fields=fields, records=records, notes=notes), options)
 
     def _workers(self, alias: str, options: Mapping[str, Any]) -> None:
         now = clock.now()
@@ -412,8 +441,8 @@ class Command(BaseCommand):
 
     def _health(self, alias: str, options: Mapping[str, Any]) -> None:
         # Names are not looked up first: a database that is down is a finding, not an error.
-        limits = health.Limits(oldest=options["max_oldest"], dead=options["max_dead"], queues=options["queue"])
-        found = health.check(alias, limits)
+        bounds = health.Limits(oldest=options["max_oldest"], dead=options["max_dead"], queues=options["queue"])
+        found = health.check(alias, bounds)
         worst = max(finding.level for finding in found)
         records = [
             {"check": finding.check, "level": finding.level.name.lower(), "message": finding.message}
@@ -509,13 +538,89 @@ class Command(BaseCommand):
             Report(name=f"workflows.{action}", fields=_SHOWN_WORKFLOW, records=records, notes=notes, meta=meta), options
         )
 
+    # Limits
+
+    def _limits_list(self, alias: str, options: Mapping[str, Any]) -> None:
+        page = limits.listed(alias, options["prefix"], limit=options["limit"], after=options["after"])
+        self._print_page(
+            page, "limits.list", limit_views.SHOWN, options, record=limit_views.limit_record, what="limits"
+        )
+
+    def _limits_show(self, alias: str, options: Mapping[str, Any]) -> None:
+        found = self._found_limits(alias, options)
+        records = [
+            {
+                **limit_views.limit_record(view),
+                "holders": [
+                    limit_views.holder_record(holder)
+                    for holder in limits.holders(alias, view.row.key, limit=options["limit"])
+                ],
+            }
+            for view in found
+        ]
+        if options["json"] or options["format"] != "table":
+            self._print(Report(name="limits.show", fields=tuple(records[0]), records=records), options)
+            return
+        for record in records:
+            facts = [{"": name.replace("_", " "), " ": value} for name, value in record.items() if name != "holders"]
+            held = "\n".join(f"{holder['id']}  {holder['task']}" for holder in record["holders"])
+            blocks = [("holders", held)] if held else []
+            self._print(Report(name="limits.show", fields=("", " "), records=facts, blocks=blocks), options)
+
+    def _found_limits(self, alias: str, options: Mapping[str, Any]) -> list[limits.LimitView]:
+        kinds = (options["kind"],) if options["kind"] else (LimitKind.CONCURRENCY, LimitKind.RATE)
+        found = [view for kind in kinds if (view := limits.find(alias, kind, options["name"])) is not None]
+        if not found:
+            raise CommandError(f"no limit is called {options['name']!r}", returncode=NOT_FOUND)
+        return found
+
+    def _limits_set(self, alias: str, options: Mapping[str, Any]) -> None:
+        if options["name"].startswith("queue:"):
+            _known_queues(alias, [options["name"].removeprefix("queue:")])
+        bound = {name: options[name] for name in ("concurrency", "rate", "burst", "until")}
+        try:
+            set_limits.set_limit(options["name"], **bound, actor=_actor(options), reason=options["why"], alias=alias)
+        except InvalidOptions as error:
+            raise CommandError(str(error), returncode=USAGE) from error
+        except LimitNotFound as error:
+            raise CommandError(str(error), returncode=NOT_FOUND) from error
+        kind = LimitKind.RATE if options["rate"] is not None else LimitKind.CONCURRENCY
+        view = limits.find(alias, kind, options["name"])
+        records = [] if view is None else [limit_views.limit_record(view)]
+        self._print(Report(name="limits.set", fields=limit_views.SHOWN, records=records), options)
+
+    def _limits_reset(self, alias: str, options: Mapping[str, Any]) -> None:
+        try:
+            done = set_limits.reset_limit(
+                options["name"], kind=options["kind"], actor=_actor(options), reason=options["why"], alias=alias
+            )
+        except InvalidOptions as error:
+            raise CommandError(str(error), returncode=USAGE) from error
+        outcome = "reset" if done else "not changed, nothing was set"
+        records = [{"limit": options["name"], "outcome": outcome}]
+        self._print(Report(name="limits.reset", fields=("limit", "outcome"), records=records), options)
+
+    # Keys with an expiry
+
+    def _keys_list(self, alias: str, options: Mapping[str, Any]) -> None:
+        page = keys.listed(alias, options["prefix"], limit=options["limit"], after=options["after"])
+        self._print_page(page, "keys.list", key_views.SHOWN, options, record=key_views.key_record, what="keys")
+
+    def _keys_forget(self, alias: str, options: Mapping[str, Any]) -> None:
+        report, count = key_views.report_forget(alias, options["keys"], actor=_actor(options), reason=options["why"])
+        self._print(report, options)
+        missing = len(report.records) - count
+        if missing:
+            code = PARTLY if count else NOT_FOUND
+            raise CommandError(f"{missing} of {len(report.records)} keys were not found", returncode=code)
+
     # Acting
 
     def _retry(self, alias: str, options: Mapping[str, Any]) -> None:
         self._on_ids(alias, options, "replay", _replay(options))
 
     def _cancel(self, alias: str, options: Mapping[str, Any]) -> None:
-        self._on_ids(alias, options, "cancel", control.cancel)
+        self._on_ids(alias, options, "cancel", partial(control.cancel, requeue=options["requeue"]))
 
     def _discard(self, alias: str, options: Mapping[str, Any]) -> None:
         self._on_ids(alias, options, "discard", control.discard)
@@ -584,19 +689,54 @@ class Command(BaseCommand):
             raise CommandError(f"no {what} has the id {changed.skipped[0][0]!r}", returncode=NOT_FOUND)
         raise CommandError(f"nothing was changed: {changed.skipped[0][1]}", returncode=REFUSED)
 
+    def _schedules(self, alias: str, options: Mapping[str, Any]) -> None:
+        verb = options["inner_verb"]
+        if verb == "list":
+            self._print(schedule_views.report_list(alias), options)
+        elif verb == "next":
+            self._print(schedule_views.report_next(alias, options["names"], options["count"]), options)
+        else:
+            report, refused = schedule_views.report_verb(alias, verb, options, _actor(options))
+            self._print(report, options)
+            if refused:
+                everything = refused == len(report.records)
+                code = REFUSED if everything else PARTLY
+                raise CommandError(f"{refused} of {len(report.records)} schedules were refused", returncode=code)
+
     def _pause(self, alias: str, options: Mapping[str, Any]) -> None:
-        self._switch(alias, options, "paused", control.pause)
+        how = {name: options[name] for name in ("until", "reject", "replace")}
+        self._switch(alias, options, "paused", partial(control.pause, **how))
 
     def _resume(self, alias: str, options: Mapping[str, Any]) -> None:
         self._switch(alias, options, "resumed", control.resume)
 
+    def _arrange(self, alias: str, options: Mapping[str, Any]) -> None:
+        wanted = {name: options[name] for name in ("position", "weight")}
+        if wanted == {"position": None, "weight": None}:
+            raise CommandError("give --position, --weight or both", returncode=USAGE)
+
+        def act(queue: str, **given: Any) -> bool:
+            return arrange(queue, **wanted, **given)
+
+        self._switch(alias, options, "arranged", act)
+
     def _switch(self, alias: str, options: Mapping[str, Any], done: str, act: Callable[..., bool]) -> None:
-        names = _known_queues(alias, options["queues"]) or []
+        given: list[tuple[str, str, dict[str, Any]]] = [
+            *(("queue", name, {"queue": name}) for name in _known_queues(alias, options["queues"]) or ()),
+            *(("task", name, {"task": name}) for name in _known_types(alias, options.get("task") or [])),
+            *((("everything", "", {"everything": True}),) if options.get("all") else ()),
+        ]
+        if not given:
+            raise CommandError(f"say what to {options['verb']}: queues, --task PATH, or --all", returncode=USAGE)
         records = []
-        for name in names:
-            changed = act(name, actor=_actor(options), reason=options["why"], alias=alias)
-            records.append({"queue": name, "outcome": done if changed else f"not changed, was {done} already"})
-        self._print(Report(name=options["verb"], fields=("queue", "outcome"), records=records), options)
+        for scope, name, target in given:
+            try:
+                changed = act(**target, actor=_actor(options), reason=options["why"], alias=alias)
+            except InvalidOptions as error:
+                raise CommandError(str(error), returncode=USAGE) from error
+            outcome = done if changed else f"not changed, was {done} already"
+            records.append({"scope": scope, "name": name, "outcome": outcome})
+        self._print(Report(name=options["verb"], fields=("scope", "name", "outcome"), records=records), options)
 
     def _prune(self, alias: str, options: Mapping[str, Any]) -> None:
         settings = options_for(alias)
@@ -625,6 +765,27 @@ class Command(BaseCommand):
 
 _ASKED = {"task": "it runs, and ends when it listens", "workflow": "it ends when nothing in it runs"}
 _DONE = {"replay": "replayed", "cancel": "cancelled", "discard": "discarded"}
+
+
+def _bound_of(queue: str) -> dict[str, Any]:
+    """Return the depth bound of a queue as the settings of this process have it."""
+    rule = conf.options().queues.get(queue)
+    if rule is None or rule.max_ready is None:
+        return {"max_ready": None, "full_policy": None}
+    return {"max_ready": rule.max_ready, "full_policy": rule.full_policy}
+
+
+def _inspected(alias: str, options: Mapping[str, Any]) -> str:
+    """Return the id that was given, or that of the task that holds the unique key."""
+    given, key = options["id"], options["unique_key"]
+    if (given is None) == (key is None):
+        raise CommandError("give either the id of a task or --unique-key", returncode=USAGE)
+    if given is not None:
+        return str(given)
+    holder = vendor_for(alias).holders([key]).get(key)
+    if holder is None:
+        raise CommandError(f"no live task has the unique key {key!r}", returncode=NOT_FOUND)
+    return str(uuid.UUID(int=holder.id))
 
 
 def _replay(options: Mapping[str, Any]) -> Callable[..., control.Changed]:
@@ -669,6 +830,12 @@ def _filters() -> argparse.ArgumentParser:
     return parser
 
 
+def _places(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("queues", nargs="+", metavar="QUEUE", help="the name of a queue")
+    verb.add_argument("--position", type=number(-MOST_PLACE, MOST_PLACE), metavar="N", help="lower is served first")
+    verb.add_argument("--weight", type=number(1, MOST_PLACE), metavar="N", help="its share against the others'")
+
+
 def _ids(parser: argparse.ArgumentParser, what: str = "tasks") -> None:
     parser.add_argument("ids", nargs="+", metavar="ID", help=f"ids of {what}; - reads them from stdin")
 
@@ -683,6 +850,67 @@ def _attempts(parser: argparse.ArgumentParser) -> None:
     _how_often(parser)
     parser.add_argument("--force", action="store_true", help="replay tasks whose name is not known here, too")
     parser.add_argument("--from-start", action="store_true", help="run all steps again, also those that succeeded")
+
+
+def _add_dead(dead: argparse.ArgumentParser, shown: argparse.ArgumentParser, filters: argparse.ArgumentParser) -> None:
+    inner = dead.add_subparsers(dest="inner_verb", metavar="SUBCOMMAND", required=True)
+    for name, text in (
+        ("list", "List dead letters, the last one to die first"),
+        ("replay", "Send dead letters back; only shows what it would do unless --apply is given"),
+        ("discard", "Give dead letters up; only shows what it would do unless --apply is given"),
+    ):
+        parents = [shown, filters] if name == "list" else [shown, filters, _acts("--why", dry_run=False)]
+        verb = inner.add_parser(name, help=text, description=f"{text}.", parents=parents)
+        reasons = [reason.value for reason in DeadReason]
+        verb.add_argument(
+            "--reason",
+            dest="death",
+            action="append",
+            choices=reasons,
+            metavar="WHY",
+            help=f"only tasks that died of: {', '.join(reasons)}",
+        )
+        verb.add_argument(
+            "--limit", type=number(1, MOST), default=100, metavar="N", help=f"at most N, up to {MOST} [100]"
+        )
+        if name == "list":
+            verb.add_argument("--after", metavar="CURSOR", help="the next page; the last page printed its cursor")
+        else:
+            verb.add_argument("--apply", action="store_true", help="do it; needs --why")
+        if name == "replay":
+            _attempts(verb)
+
+
+def _add_limits(parser: argparse.ArgumentParser, shown: argparse.ArgumentParser) -> None:
+    inner = parser.add_subparsers(dest="inner_verb", metavar="SUBCOMMAND", required=True)
+
+    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return inner.add_parser(name, help=text, description=f"{text}.", parents=[shown, *parents])
+
+    def named(verb: argparse.ArgumentParser, *, kind: bool = True) -> argparse.ArgumentParser:
+        verb.add_argument("name", metavar="NAME", help="all, queue:NAME, task:PATH, or a key of tasks")
+        if kind:
+            kinds = [LimitKind.CONCURRENCY, LimitKind.RATE]
+            verb.add_argument("--kind", choices=kinds, metavar="KIND", help=f"only this kind: {', '.join(kinds)}")
+        return verb
+
+    acts = _acts("--why", "--reason", dry_run=False)
+    verb = add("list", "List limits: their bounds, who holds them, how many tasks are parked")
+    verb.add_argument("prefix", nargs="?", default="", metavar="NAME", help="only limits whose names begin so")
+    verb.add_argument("--after", metavar="CURSOR", help="the next page; the last page printed its cursor")
+    verb.add_argument("--limit", type=number(1, MOST), default=50, metavar="N", help="at most N limits [50]")
+    verb = named(add("show", "Show a limit, and the tasks that hold its slots"))
+    verb.add_argument("--limit", type=number(1, MOST), default=20, metavar="N", help="at most N tasks [20]")
+    verb = named(add("set", "Set the bound of a limit for all workers; running tasks go on", acts), kind=False)
+    verb.add_argument("--concurrency", type=number(0, 10**9), metavar="N", help="so many at once; 0: nothing starts")
+    verb.add_argument("--rate", metavar="RATE", help="so many starts per time: 100/m, 5/30s; 0/m: nothing starts")
+    verb.add_argument(
+        "--burst", type=number(1, 10**9), metavar="N", help="so many starts together [a quarter second's]"
+    )
+    verb.add_argument(
+        "--until", type=ahead, metavar="WHEN", help="until then: 30m, 2h, or ISO 8601 [until it is reset]"
+    )
+    named(add("reset", "Let the code's bound of a limit hold again", acts))
 
 
 def _add_workflows(parser: argparse.ArgumentParser, shown: argparse.ArgumentParser) -> None:
@@ -722,6 +950,32 @@ def _add_workflows(parser: argparse.ArgumentParser, shown: argparse.ArgumentPars
     _ids(verb, "workflows")
     _how_often(verb)
     verb.add_argument("--from-start", action="store_true", help="run everything again, what succeeded too")
+
+
+def _add_pauses(add: Callable[..., argparse.ArgumentParser], shown: argparse.ArgumentParser) -> None:
+    for name, text in (
+        ("pause", "Let workers take nothing from queues, of task types, or at all"),
+        ("resume", "Lift pauses"),
+    ):
+        verb = add(name, text, shown, _acts("--why", "--reason", dry_run=False))
+        verb.add_argument("queues", nargs="*", metavar="QUEUE", help="the name of a queue")
+        verb.add_argument("--task", action="append", metavar="PATH", help="a task type; may be repeated")
+        verb.add_argument("--all", action="store_true", help="everything")
+        if name == "resume":
+            continue
+        verb.add_argument(
+            "--until",
+            type=ahead,
+            metavar="WHEN",
+            help="when it ends by itself: 90s, 15m, 2h from now, or ISO 8601 [somebody resumes it]",
+        )
+        verb.add_argument(
+            "--reject",
+            action=argparse.BooleanOptionalAction,
+            help="refuse new tasks meanwhile [what REJECT_WHEN_PAUSED of a queue says]",
+        )
+        verb.add_argument("--replace", action="store_true", help="take the place of a pause that holds")
+    add("pauses", "List what is paused, by whom, why and until when", shown)
 
 
 # Parts of verbs
@@ -767,6 +1021,18 @@ def _known_queues(alias: str, names: Sequence[str] | None) -> list[str] | None:
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known)) or 'none yet'}"
             raise CommandError(f"no queue is called {name!r}; {hint}", returncode=NOT_FOUND)
     return list(dict.fromkeys(names))
+
+
+def _known_types(alias: str, names: Sequence[str] | None) -> list[str]:
+    """Return the names if a worker has announced each, or this process knows it."""
+    wanted = list(dict.fromkeys(names or ()))
+    known = set(TaskType.objects.using(alias).values_list("name", flat=True)) | set(definitions.known())
+    for name in wanted:
+        if name not in known and pause_store.find(alias, PauseScope.TASK, name, now=vendor_for(alias).now()) is None:
+            near = get_close_matches(name, sorted(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "no worker has announced it"
+            raise CommandError(f"no task is called {name!r}; {hint}", returncode=NOT_FOUND)
+    return wanted
 
 
 def _dead_filter(alias: str, options: Mapping[str, Any]) -> search.TaskFilter:

@@ -10,21 +10,31 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from django.db import DatabaseError, DataError, InterfaceError, OperationalError, connections, transaction
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    transaction,
+)
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 
 from django_taskq import clock
+from django_taskq.domain.limit_columns import LIMIT_CHANGING, LIMIT_FIELDS
+from django_taskq.domain.parking import promise_mark
 from django_taskq.domain.states import State
-from django_taskq.models import Attempt, FinishedTask, Progress, Snapshot, Stat, Step, Task, Workflow
+from django_taskq.models import Attempt, FinishedTask, Limit, Progress, Snapshot, Stat, Step, Task, Workflow
 from django_taskq.store.rows import Again, AttemptRow, Claim, Ending, NewTask
 
-__all__ = ["CARRIED", "STAT_COUNTERS", "Listener", "Vendor"]
+__all__ = ["CARRIED", "STAT_COUNTERS", "Holder", "Listener", "Vendor"]
 
 T = TypeVar("T")
 
@@ -46,6 +56,7 @@ CLAIM_FIELDS = (
     "cancel",
     "workflow_id",
     "role",
+    "slots",
 )
 CARRIED = (
     "id",
@@ -66,12 +77,45 @@ CARRIED = (
     "replays",
     "workflow_id",
     "role",
+    "limits",
+    "fair_key",
+    "unique_key",
 )
+# In the options of a task whose unique key is free once it starts.
+FREES_KEY = '"frees_key"'
 STAT_COUNTERS = tuple(
     field.attname
     for field in Stat._meta.concrete_fields
     if field.attname not in ("id", "minute", "queue", "task", "worker_id")
 )
+
+
+def _behind(position: tuple[int, Any]) -> Q:
+    rank, key = position
+    return Q(rank=rank, id__gt=key) | Q(rank__gt=rank)
+
+
+def by_fair_key(rows: Iterable[tuple[str, Claim]]) -> dict[str, list[Claim]]:
+    """Return claims by their fair keys, those of each key most urgent first, then oldest."""
+    found: dict[str, list[Claim]] = {}
+    for key, claim in rows:
+        found.setdefault(key, []).append(claim)
+    for claims in found.values():
+        claims.sort(key=lambda claim: (claim.rank, claim.key))
+    return found
+
+
+def joined(*lists: str | None) -> str | None:
+    """Return lists of keys, one key in a line, as one."""
+    return "\n".join(filter(None, lists)) or None
+
+
+class Holder(NamedTuple):
+    """The live task that holds a unique key: its id as integer, its state, and when it was stored."""
+
+    id: int
+    state: int
+    created_at: datetime
 
 
 class Listener(Protocol):
@@ -147,6 +191,14 @@ class Vendor:
         """Return a transaction fit for claims and settlements."""
         return transaction.atomic(using=self.alias)
 
+    def limit_idle(self) -> None:
+        """Let the server end the transaction that is open if it stands still from here on, where the server can."""
+
+    def delete(self, rows: QuerySet[Any]) -> int:
+        """Delete rows and return how many, in a transaction that is no more in the way than claims are."""
+        with self.atomic():
+            return rows.delete()[0]
+
     def is_timeout(self, error: BaseException) -> bool:
         """Return whether a statement was ended because it waited too long."""
         return False
@@ -208,42 +260,289 @@ class Vendor:
                     workflow_id=None if row.workflow_id is None else uuid.UUID(int=row.workflow_id),
                     role=row.role,
                     waits_for=row.waits_for,
+                    limits=row.limits,
+                    fair_key=row.fair_key,
+                    unique_key=row.unique_key,
                 )
                 for row in rows
             ],
             batch_size=1000,
         )
 
+    def insert_unique(self, rows: Sequence[NewTask]) -> set[int]:
+        """
+        Store those tasks whose unique keys no live task holds; return their ids.
+
+        A key that is taken raises nothing and spoils no transaction. No two of the rows have the same key. Waits for
+        others that store one of the keys and have not committed.
+        """
+        made: set[int] = set()
+        for row in rows:
+            try:
+                with transaction.atomic(using=self.alias):
+                    self.insert([row])
+            except IntegrityError:
+                if not Task.objects.using(self.alias).filter(unique_key=row.unique_key).exists():
+                    raise
+            else:
+                made.add(row.id)
+        return made
+
+    def holders(self, keys: Sequence[str], *, lock: Literal["share", "update"] | None = None) -> dict[str, Holder]:
+        """
+        Return the live tasks that hold unique keys, by key.
+
+        Locked, in a transaction of the caller's, they are neither claimed nor changed until it ends;
+        "share" lets others lock them the same way.
+        """
+        found = Task.objects.using(self.alias).filter(unique_key__in=keys).order_by("unique_key")
+        if lock is not None and self.connection.features.has_select_for_update:
+            found = found.select_for_update()
+        return {
+            key: Holder(uuid.UUID(self.public_id(number)).int, state, created_at)
+            for key, number, state, created_at in found.values_list("unique_key", "id", "state", "created_at")
+            if key is not None
+        }
+
+    def free_keys(self, claims: Iterable[Claim]) -> None:
+        """
+        Free the unique keys that are held until the start; for claims with ``limited``, in their transaction.
+
+        Asks the database only where one of the tasks had such a key.
+        """
+        keys = [claim.key for claim in claims if claim.options is not None and FREES_KEY in claim.options]
+        if keys:
+            held = Task.objects.using(self.alias).filter(id__in=keys, unique_key__startswith="~")
+            held.update(unique_key=None)
+
     # Claim
 
     def claim(
-        self, queue: str, limit: int, *, lease: int, now: datetime, after: tuple[int, Any] | None = None
+        self,
+        queue: str,
+        limit: int,
+        *,
+        lease: int,
+        now: datetime,
+        after: tuple[int, Any] | None = None,
+        limited: bool = False,
+        slots: str | None = None,
     ) -> list[Claim]:
         """
         Take up to ``limit`` ready tasks of one queue, most urgent first, then oldest.
 
+        Unique keys that are held until the start are free with it; with ``limited``, where a task may
+        be put aside unstarted, ``free_keys`` frees them.
+
         ``after``: start behind this (rank, key). Two callers never get the same task.
+
+        Tasks with limits are passed over unless ``limited``; then each claim's ``slots`` are the keys
+        in ``slots``, the task's own, and behind them the promise of a task that was released. The caller has
+        opened a transaction in which it asks the limits, and takes back what they refuse.
         """
         with self.atomic():
-            found = Task.objects.using(self.alias).filter(queue=queue, state=State.READY).order_by("rank", "id")
+            found = self._ready(queue)
             if after is not None:
-                rank, key = after
-                found = found.filter(rank=rank, id__gt=key) | found.filter(rank__gt=rank)
+                found = found.filter(_behind(after))
+            rows = self._take(found, limit, lease, now, limited, slots)
+        return [claim for _, claim in rows]
+
+    def _ready(self, queue: str) -> QuerySet[Task]:
+        return Task.objects.using(self.alias).filter(queue=queue, state=State.READY).order_by("rank", "id")
+
+    def _take(
+        self, found: QuerySet[Task], limit: int, lease: int, now: datetime, limited: bool, slots: str | None
+    ) -> list[tuple[str | None, Claim]]:
+        """Claim the first ready tasks of a search, in the caller's transaction; return them with their fair keys."""
+        features = self.connection.features
+        if features.has_select_for_update:
+            found = found.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+        # A ready task's slots are the promise of the limit that it was released for, if it was.
+        found_rows = [
+            row for row in found.values_list(*CLAIM_FIELDS, "limits", "fair_key")[:limit] if limited or row[-2] is None
+        ]
+        rows = [(row[-1], (*row[:-3], joined(slots, row[-2], row[-3]) if limited else None)) for row in found_rows]
+        # The state is asked again: without row locks another claimer may have been faster.
+        mine = Task.objects.using(self.alias).filter(id__in=[row[0] for _, row in rows], state=State.READY)
+        held = [When(pk=row[0], then=Value(row[-1])) for _, row in rows if row[-1] is not None]
+        changed = mine.update(
+            state=State.RUNNING,
+            attempt=F("attempt") + 1,
+            lease=lease,
+            started_at=now,
+            unique_key=F("unique_key")
+            if limited
+            else Case(When(unique_key__startswith="~", then=None), default=F("unique_key")),
+            slots=Case(*held, default=None),
+        )
+        if changed != len(rows):
+            mine = Task.objects.using(self.alias).filter(id__in=[row[0] for _, row in rows], lease=lease)
+            kept = set(mine.values_list("id", flat=True))
+            rows = [(key, row) for key, row in rows if row[0] in kept]
+        return [(key, Claim(*row[:3], row[3] + 1, *row[4:], lease)) for key, row in rows]  # type: ignore[call-arg]  # a slice's length is unknown to it
+
+    # Claim in turns over fair keys
+
+    def fair_queues(self, queues: Sequence[str]) -> set[str]:
+        """Return which of these queues have a ready task with a fair key."""
+        return {queue for queue in queues if self._ready(queue).filter(fair_key__isnull=False).order_by().exists()}
+
+    def fair_keys(self, queue: str, *, after: str, limit: int) -> list[str]:
+        """Return up to ``limit`` fair keys of the queue's ready tasks, ascending, behind ``after``, by jumps."""
+        found: list[str] = []
+        while len(found) < limit:
+            behind = self._ready(queue).filter(fair_key__gt=after).order_by("fair_key")
+            key = behind.values_list("fair_key", flat=True).first()
+            if key is None:
+                break
+            found.append(key)
+            after = key
+        return found
+
+    def claim_fair(
+        self,
+        queue: str,
+        shares: Sequence[tuple[str, int]],
+        *,
+        lease: int,
+        now: datetime,
+        after: Mapping[str, tuple[int, Any]] | None = None,
+        limited: bool = False,
+        slots: str | None = None,
+    ) -> dict[str, list[Claim]]:
+        """
+        Take up to so many ready tasks of each fair key, within a key most urgent first, then oldest.
+
+        ``after``: start behind this (rank, key) of a fair key, where that saves reading dead rows. Two callers
+        never get the same task. ``limited`` and ``slots`` are those of ``claim``.
+        """
+        with self.atomic():
+            taken = {
+                key: self._take(self._ready(queue).filter(fair_key=key), count, lease, now, limited, slots)
+                for key, count in shares
+            }
+        return {key: [claim for _, claim in rows] for key, rows in taken.items() if rows}
+
+    def unkeyed(
+        self, queue: str, *, after: tuple[int, Any] | None, size: int
+    ) -> tuple[tuple[int, Any] | None, tuple[int, Any] | None]:
+        """
+        Look at up to ``size`` ready tasks behind ``after``, in their order, for one without a fair key.
+
+        Return the (rank, key) of the first of these, None if there is none, and that of the last task looked at.
+        """
+        found = self._ready(queue)
+        if after is not None:
+            found = found.filter(_behind(after))
+        rows = list(found.values_list("rank", "id", "fair_key")[:size])
+        first = next(((rank, key) for rank, key, fair_key in rows if fair_key is None), None)
+        return first, rows[-1][:2] if rows else None
+
+    def claim_between(
+        self,
+        queue: str,
+        limit: int,
+        *,
+        first: tuple[int, Any],
+        last: tuple[int, Any],
+        lease: int,
+        now: datetime,
+        limited: bool = False,
+        slots: str | None = None,
+    ) -> list[Claim]:
+        """
+        Take up to ``limit`` ready tasks without a fair key between two (rank, key), both included, in their order.
+
+        A vendor whose index has tasks without a key apart may go beyond bounds of different ranks.
+        """
+        with self.atomic():
+            found = self._ready(queue).filter(fair_key__isnull=True).exclude(_behind(last))
+            found = found.filter(_behind(first) | Q(rank=first[0], id=first[1]))
+            return [claim for _, claim in self._take(found, limit, lease, now, limited, slots)]
+
+    def ready_head(
+        self, queue: str, *, above: int | None = None, behind: tuple[int, Any] | None = None
+    ) -> tuple[int, uuid.UUID] | None:
+        """
+        Return (rank, id) of the first ready task of the queue: of all, of the ranks above one, or of one behind a key.
+
+        ``behind`` is the (rank, key) to look behind, within this rank.
+        """
+        found = self._ready(queue)
+        if behind is not None:
+            rank, key = behind
+            found = found.filter(rank=rank, id__gt=key)
+        elif above is not None:
+            found = found.filter(rank__gt=above)
+        return found.values_list("rank", "id").first()
+
+    def has_limited(self, queue: str) -> bool:
+        """Return whether a ready task of the queue has limits; quick where few of its ready tasks have none."""
+        ready = Task.objects.using(self.alias).filter(queue=queue, state=State.READY)
+        return (
+            ready.filter(limits__isnull=False).order_by("rank", "id").values_list("id", flat=True).first() is not None
+        )
+
+    def park(self, rows: Sequence[tuple[Claim, str | None, str | None]], *, lease: int) -> None:
+        """
+        Put claimed tasks aside, each on a key, their attempts given back; ready again without one.
+
+        Behind the key comes that of the limit whose promise the task keeps. In the transaction of their claim.
+        """
+        for claim, key, promised in rows:
+            Task.objects.using(self.alias).filter(id=claim.key, lease=lease).update(
+                state=State.READY if key is None else State.PARKED,
+                lease=None,
+                slots=None if promised is None else promise_mark(promised),
+                # Before the attempt, which MySQL would else change first.
+                started_at=Case(When(attempt__gt=1, then=F("started_at")), default=None),
+                attempt=F("attempt") - 1,
+                parked_on=key,
+            )
+
+    # Limits
+
+    def lock_limits(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Lock the rows of limits in key order and return their LIMIT_FIELDS; a key without a row is left out."""
+        rows = Limit.objects.using(self.alias).filter(key__in=keys).order_by("key")
+        if self.connection.features.has_select_for_update:
+            rows = rows.select_for_update()
+        return list(rows.values_list(*LIMIT_FIELDS))
+
+    def make_limits(self, keys: Iterable[str]) -> None:
+        """Make rows for these keys; those that have one are left alone."""
+        Limit.objects.using(self.alias).bulk_create([Limit(key=key) for key in sorted(keys)], ignore_conflicts=True)
+
+    def save_held(self, rows: Sequence[tuple[str, int]]) -> None:
+        """Write how many slots of locked limits are held."""
+        for key, held in rows:
+            Limit.objects.using(self.alias).filter(key=key).update(held=held)
+
+    def save_limits(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write the counters of locked limits: of each its key, then LIMIT_CHANGING."""
+        for key, *values in rows:
+            Limit.objects.using(self.alias).filter(key=key).update(**dict(zip(LIMIT_CHANGING, values, strict=True)))
+
+    def unpark(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        """
+        Make up to so many tasks ready that are parked on each key, most urgent first; return key and queue of each.
+
+        Their slots are the key's ``promise_mark``.
+
+        The limits of the keys are locked by the caller, so that nobody else releases the same tasks.
+        """
+        told: list[tuple[str, str]] = []
+        for key, count in wanted:
+            parked = Task.objects.using(self.alias).filter(parked_on=key, state=State.PARKED).order_by("rank", "id")
             features = self.connection.features
             if features.has_select_for_update:
-                found = found.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-            rows = list(found.values_list(*CLAIM_FIELDS)[:limit])
-            # The state is asked again: without row locks another claimer may have been faster.
-            mine = Task.objects.using(self.alias).filter(id__in=[row[0] for row in rows], state=State.READY)
-            changed = mine.update(state=State.RUNNING, attempt=F("attempt") + 1, lease=lease, started_at=now)
-            if changed != len(rows):
-                kept = set(
-                    Task.objects.using(self.alias)
-                    .filter(id__in=[row[0] for row in rows], lease=lease)
-                    .values_list("id", flat=True)
-                )
-                rows = [row for row in rows if row[0] in kept]
-        return [Claim(*row[:3], row[3] + 1, *row[4:], lease) for row in rows]  # type: ignore[call-arg]  # a slice's length is unknown to it
+                parked = parked.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+            rows = list(parked.values_list("id", "queue")[:count])
+            Task.objects.using(self.alias).filter(id__in=[row[0] for row in rows]).update(
+                state=State.READY, parked_on=None, slots=promise_mark(key)
+            )
+            told += [(key, queue) for _, queue in rows]
+        return told
 
     # Settle
 
@@ -298,7 +597,7 @@ class Vendor:
         kept: set[Any] = set()
         for row in rows:
             state = Case(When(cancel=True, then=Value(int(State.READY))), default=Value(int(row.state)))
-            changes: dict[str, Any] = {"state": state, "lease": None}
+            changes: dict[str, Any] = {"state": state, "lease": None, "slots": None}
             if row.attempt_back:
                 changes["attempt"] = F("attempt") - row.attempt_back
             if row.run_after is not None:
@@ -411,7 +710,8 @@ class Vendor:
     def save_snapshot(self, row: dict[str, Any]) -> None:
         """Store how deep a queue is; an earlier look in the same minute is replaced."""
         key = {"queue": row.pop("queue"), "at": row.pop("at")}
-        Snapshot.objects.using(self.alias).update_or_create(**key, defaults=row)
+        with self.atomic():
+            Snapshot.objects.using(self.alias).update_or_create(**key, defaults=row)
 
     # Wake-up
 

@@ -1,4 +1,4 @@
-"""INSERT … ON CONFLICT, which PostgreSQL and SQLite share to the letter."""
+"""INSERT … ON CONFLICT, and what else PostgreSQL and SQLite share to the letter."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from datetime import datetime
 from django_taskq.models import Stat
 from django_taskq.store.vendors.base import STAT_COUNTERS, Vendor
 
-__all__ = ["add_stats_on_conflict"]
+__all__ = ["FREED", "INSERT_UNIQUE", "add_stats_on_conflict"]
 
 STAT = f'"{Stat._meta.db_table}"'
+# Behind an INSERT of a task: nothing is stored while a live task holds its unique key.
+INSERT_UNIQUE = " ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING"
+# What a claim leaves of a unique key. No LIKE: its percent sign would be a placeholder to the driver.
+FREED = "CASE WHEN substr(unique_key, 1, 1) = '~' THEN NULL ELSE unique_key END"
 
 
 def add_stats_on_conflict(vendor: Vendor, sums: dict[tuple[datetime, str, str, int], list[int]]) -> None:

@@ -9,21 +9,23 @@ the batch, 100 x 100 rows, 4 ms instead of 0.3 ms.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_taskq.domain.limit_columns import LIMIT_CHANGING, LIMIT_FIELDS
+from django_taskq.domain.parking import promise_mark
 from django_taskq.domain.states import State
-from django_taskq.models import FinishedTask, Task, Workflow
+from django_taskq.models import FinishedTask, Limit, Task, Workflow
 from django_taskq.store.rows import Again, Claim, Ending, NewTask
-from django_taskq.store.vendors.base import CARRIED, Listener, Vendor
-from django_taskq.store.vendors.on_conflict import add_stats_on_conflict
+from django_taskq.store.vendors.base import CARRIED, Holder, Listener, Vendor, by_fair_key
+from django_taskq.store.vendors.on_conflict import FREED, INSERT_UNIQUE, add_stats_on_conflict
 
 if TYPE_CHECKING:
     from django_taskq.store.vendors.prepared import Statement
@@ -38,21 +40,85 @@ _IDLE_SECONDS = 10.0
 
 TASK = f'"{Task._meta.db_table}"'
 FINISHED = f'"{FinishedTask._meta.db_table}"'
+LIMIT = f'"{Limit._meta.db_table}"'
 WORKFLOW = f'"{Workflow._meta.db_table}"'
 
 _CLAIMED = (
     "id::text, queue, rank, attempt, max_attempts, ack, name, args, options, metadata,"
-    " run_after, created_at, deadline_at, expires_at, cancel, workflow_id::text, role, lease"
+    " run_after, created_at, deadline_at, expires_at, cancel, workflow_id::text, role, slots, lease"
 )
 _CLAIM = f"""
-UPDATE {TASK} SET state = {State.RUNNING:d}, attempt = attempt + 1, lease = %s, started_at = %s
+UPDATE {TASK} SET state = {State.RUNNING:d}, attempt = attempt + 1, lease = %s, started_at = %s,
+    unique_key = {FREED}
 WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM {TASK} WHERE queue = %s AND state = {State.READY:d} %s
-    ORDER BY rank, id LIMIT %s FOR UPDATE SKIP LOCKED))
+    ORDER BY rank, id LIMIT %s FOR UPDATE SKIP LOCKED)) AND limits IS NULL
 RETURNING {_CLAIMED}
 """
 _CLAIM_FROM_START = _CLAIM.replace("%s\n    ORDER", "\n    ORDER")
 _CLAIM_RESUMED = _CLAIM.replace("%s\n    ORDER", "AND (rank, id) > (%s, %s::uuid)\n    ORDER")
+
+
+# Tasks without a fair key, in a part of the queue: no index leaves those with a key out.
+_CLAIM_BETWEEN = _CLAIM.replace(
+    "%s\n    ORDER",
+    "AND fair_key IS NULL\n    AND (rank, id) >= (%s, %s::uuid) AND (rank, id) <= (%s, %s::uuid)\n    ORDER",
+)
+_CLAIM_FAIR = f"""
+UPDATE {TASK} SET state = {State.RUNNING:d}, attempt = attempt + 1, lease = %s, started_at = %s,
+    unique_key = {FREED}
+WHERE ctid = ANY (ARRAY(
+    SELECT f.ctid FROM unnest(%s::text[], %s::int[], %s::int[], %s::uuid[]) s (s_key, s_limit, s_rank, s_id)
+    CROSS JOIN LATERAL (
+        SELECT ctid FROM {TASK} WHERE queue = %s AND state = {State.READY:d} AND fair_key = s.s_key
+        AND (rank, id) > (s.s_rank, s.s_id)
+        ORDER BY rank, id LIMIT s.s_limit FOR UPDATE SKIP LOCKED) f)) AND limits IS NULL
+RETURNING {_CLAIMED}, fair_key
+"""
+
+
+def _with_limits(statement: str) -> str:
+    """
+    Return a claim that also takes tasks with limits, and writes down which limits each counts in.
+
+    Unique keys stay: what is parked has not been started.
+    """
+    taken = statement.replace(" AND limits IS NULL", "").replace(f",\n    unique_key = {FREED}", "")
+    return taken.replace("SET ", "SET slots = nullif(concat_ws(E'\\n', %s::text, limits, slots), ''), ", 1)
+
+
+_CLAIM_LIMITED, _CLAIM_LIMITED_RESUMED = map(_with_limits, (_CLAIM_FROM_START, _CLAIM_RESUMED))
+_CLAIM_BETWEEN_LIMITED, _CLAIM_FAIR_LIMITED = map(_with_limits, (_CLAIM_BETWEEN, _CLAIM_FAIR))
+_FAIR_QUEUES = f"""
+SELECT q FROM unnest(%s::text[]) q WHERE EXISTS (
+    SELECT 1 FROM {TASK} t WHERE t.queue = q AND t.state = {State.READY:d} AND t.fair_key IS NOT NULL)
+"""
+# Jumps from one key to the next in the index of fair shares, however many tasks each has.
+_FAIR_KEYS = f"""
+WITH RECURSIVE k AS (
+    (SELECT fair_key FROM {TASK} WHERE queue = %s AND state = {State.READY:d} AND fair_key > %s
+        ORDER BY fair_key LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.fair_key FROM {TASK} t WHERE t.queue = %s AND t.state = {State.READY:d}
+        AND t.fair_key > k.fair_key ORDER BY t.fair_key LIMIT 1)
+    FROM k WHERE k.fair_key IS NOT NULL
+) SELECT fair_key FROM k WHERE fair_key IS NOT NULL LIMIT %s
+"""
+_UNKEYED = f"""
+WITH w AS MATERIALIZED (
+    SELECT rank, id, fair_key FROM {TASK} WHERE queue = %s AND state = {State.READY:d}
+    AND (rank, id) > (%s, %s::uuid) ORDER BY rank, id LIMIT %s
+) (SELECT true, rank, id::text FROM w WHERE fair_key IS NULL ORDER BY w.rank, w.id LIMIT 1)
+UNION ALL (SELECT false, rank, id::text FROM w ORDER BY w.rank DESC, w.id DESC LIMIT 1)
+"""
+# Before every position: ranks are small integers, and no id is all zeros.
+_EDGE = (-32768, "00000000-0000-0000-0000-000000000000")
+_PARK = f"""
+UPDATE {TASK} t SET state = CASE WHEN p.p_key IS NULL THEN {State.READY:d} ELSE {State.PARKED:d} END,
+    lease = NULL, slots = p.p_promised, attempt = attempt - 1, parked_on = p.p_key,
+    started_at = CASE WHEN attempt > 1 THEN started_at END
+FROM unnest(%s::uuid[], %s::text[], %s::text[]) p (p_id, p_key, p_promised) WHERE t.id = p.p_id AND t.lease + 0 = %s
+"""
 
 _MOVED = ", ".join(CARRIED)
 _ENDED = "state, attempt, started_at, finished_at, result, reason, error_class, error_line, fingerprint, delete_at"
@@ -87,7 +153,7 @@ SELECT f_id::text FROM gone
 """
 _PUT_BACK = f"""
 UPDATE {TASK} t SET state = CASE WHEN t.cancel THEN {State.READY:d} ELSE f.f_state END,
-    lease = NULL, attempt = t.attempt - f.f_back,
+    lease = NULL, slots = NULL, attempt = t.attempt - f.f_back,
     run_after = coalesce(to_timestamp(f.f_run_after), t.run_after), options = coalesce(f.f_options, t.options)
 FROM unnest(%s::uuid[], %s::bigint[], %s::smallint[], %s::smallint[], %s::float8[], %s::text[])
     f (f_id, f_lease, f_state, f_back, f_run_after, f_options)
@@ -99,6 +165,28 @@ UPDATE {TASK} SET state = {State.READY:d} WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM {TASK} WHERE state = {State.SCHEDULED:d} AND run_after <= %s
     ORDER BY run_after LIMIT %s FOR UPDATE SKIP LOCKED))
 RETURNING queue
+"""
+_LIMIT_COLUMNS = ", ".join(LIMIT_FIELDS)
+_LOCK_LIMITS = f"SELECT {_LIMIT_COLUMNS} FROM {LIMIT} WHERE key = ANY(%s) ORDER BY key FOR UPDATE"
+_SAVE_HELD = (
+    f"UPDATE {LIMIT} l SET held = f.f_held FROM unnest(%s::text[], %s::int[]) f (f_key, f_held) WHERE key = f_key"
+)
+_KINDS = {"int4": "held amount burst promised", "float8": "per_seconds tokens", "bool": "waits"}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+_SAVE_LIMITS = f"""
+UPDATE {LIMIT} l SET {", ".join(f"{name} = f.f_{name}" for name in LIMIT_CHANGING)}
+FROM unnest(%s::text[], {", ".join(f"%s::{_KIND_OF.get(name, 'timestamptz')}[]" for name in LIMIT_CHANGING)})
+    f (f_key, {", ".join(f"f_{name}" for name in LIMIT_CHANGING)})
+WHERE l.key = f.f_key
+"""
+_UNPARK = f"""
+UPDATE {TASK} SET state = {State.READY:d}, parked_on = NULL, slots = k_mark FROM (
+    SELECT p.at, k_key, k_mark FROM unnest(%s::text[], %s::int[], %s::text[]) k (k_key, k_count, k_mark)
+    CROSS JOIN LATERAL (
+        SELECT ctid AS at FROM {TASK} WHERE parked_on = k_key AND state = {State.PARKED:d}
+        ORDER BY rank, id LIMIT k_count FOR UPDATE SKIP LOCKED) p
+) found WHERE ctid = found.at
+RETURNING k_key, queue
 """
 # Jumps from one queue to the next in the claim index, however many tasks each holds.
 _READY_QUEUES = f"""
@@ -112,9 +200,16 @@ WITH RECURSIVE q AS (
 
 INSERT_COLUMNS = (
     "id, queue, rank, state, max_attempts, ack, run_after, created_at, deadline_at, expires_at, name, options,"
-    " metadata, parent_id, workflow_id, role, waits_for, args, attempt, replays, cancel"
+    " metadata, parent_id, workflow_id, role, waits_for, limits, fair_key, unique_key, args, attempt, replays, cancel"
 )
-_INSERT = f"INSERT INTO {TASK} ({INSERT_COLUMNS}) VALUES ({', '.join(['%s'] * 18)}, 0, 0, false)"
+_INSERT = f"INSERT INTO {TASK} ({INSERT_COLUMNS}) VALUES ({', '.join(['%s'] * 21)}, 0, 0, false)"
+_INSERT_UNIQUE = _INSERT + INSERT_UNIQUE
+# IS NOT NULL, since a planner that is given the keys as a parameter does not know that they are none.
+_HOLDERS = f"""
+SELECT unique_key, id, state, created_at FROM {TASK}
+WHERE unique_key = ANY(%s) AND unique_key IS NOT NULL ORDER BY unique_key
+"""
+_LOCKS = {None: "", "share": " FOR SHARE", "update": " FOR UPDATE"}
 # The columns of a task that is to run at once and has no options of its own; the first six are filled in by _compose.
 _INSERT_PLAIN = (
     f"INSERT INTO {TASK} (queue, rank, state, max_attempts, ack, name, id, created_at, args, attempt, replays, cancel)"
@@ -237,11 +332,14 @@ class PostgreSQL(Vendor):
         is_outermost = not self.connection.in_atomic_block
         with transaction.atomic(using=self.alias):
             if is_outermost:
-                # A process that is stopped in here keeps its connection, and with it every lock: without
-                # this limit those who rescue its tasks, or announce the same names, would wait for it.
-                with self.connection.cursor() as cursor:
-                    cursor.execute(f"SET LOCAL idle_in_transaction_session_timeout = {int(_IDLE_SECONDS * 1000)}")
+                self.limit_idle()
             yield
+
+    def limit_idle(self) -> None:
+        # A process that is stopped in a transaction keeps its connection, and with it every lock: without
+        # this limit those who rescue its tasks, or announce the same names, would wait for it.
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL idle_in_transaction_session_timeout = {int(_IDLE_SECONDS * 1000)}")
 
     # Enqueue
 
@@ -260,6 +358,7 @@ class PostgreSQL(Vendor):
         """Insert one task; what all immediate calls of one definition share is written into the statement once."""
         is_plain = row.run_after is None and row.options is None and row.metadata is None and row.parent_id is None
         is_plain = is_plain and row.deadline_at is None and row.expires_at is None and row.workflow_id is None
+        is_plain = is_plain and row.limits is None and row.fair_key is None and row.unique_key is None
         if is_plain and hasattr(cursor, "mogrify"):
             shared = (row.queue, row.rank, int(row.state), row.max_attempts, int(row.ack), row.name)
             found = self._statements.get(shared)
@@ -268,8 +367,25 @@ class PostgreSQL(Vendor):
                 self._prepared.lend(connection, cursor, statement)
             cursor.execute(text, (_uuid_text(row.id), row.created_at, row.args))
             return
+        cursor.execute(_INSERT, self._values(row))
+
+    def _values(self, row: NewTask) -> tuple[Any, ...]:
         parent, workflow = _optional_uuid(row.parent_id), _optional_uuid(row.workflow_id)
-        cursor.execute(_INSERT, (_uuid_text(row.id), *row[1:13], parent, workflow, row.role, row.waits_for, row.args))
+        return (_uuid_text(row.id), *row[1:13], parent, workflow, *row[16:], row.args)
+
+    def insert_unique(self, rows: Sequence[NewTask]) -> set[int]:
+        made: set[int] = set()
+        with self.connection.cursor() as cursor:
+            for row in rows:
+                cursor.execute(_INSERT_UNIQUE, self._values(row))
+                if cursor.rowcount:
+                    made.add(row.id)
+        return made
+
+    def holders(self, keys: Sequence[str], *, lock: Literal["share", "update"] | None = None) -> dict[str, Holder]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_HOLDERS + _LOCKS[lock], [list(keys)])
+            return {key: Holder(number.int, state, at) for key, number, state, at in cursor.fetchall()}
 
     @cached_property
     def _prepared(self) -> Any:
@@ -301,7 +417,7 @@ class PostgreSQL(Vendor):
             text = shared.get(middle)
             if text is None:
                 ids = _optional_uuid(row.parent_id), _optional_uuid(row.workflow_id)
-                values = (*row[1:13], *ids, row.role, row.waits_for)
+                values = (*row[1:13], *ids, *row[16:])
                 text = "\t".join([_copy_text(value) for value in values])
                 shared[middle] = text
             args = row.args.replace("\\", "\\\\") if "\\" in row.args else row.args
@@ -314,16 +430,115 @@ class PostgreSQL(Vendor):
     # Claim
 
     def claim(
-        self, queue: str, limit: int, *, lease: int, now: datetime, after: tuple[int, Any] | None = None
+        self,
+        queue: str,
+        limit: int,
+        *,
+        lease: int,
+        now: datetime,
+        after: tuple[int, Any] | None = None,
+        limited: bool = False,
+        slots: str | None = None,
     ) -> list[Claim]:
         with self.connection.cursor() as cursor:
-            if after is None:
+            if limited:
+                statement = _CLAIM_LIMITED if after is None else _CLAIM_LIMITED_RESUMED
+                cursor.execute(statement, (slots, lease, now, queue, *(after or ()), limit))
+            elif after is None:
                 cursor.execute(_CLAIM_FROM_START, (lease, now, queue, limit))
             else:
                 cursor.execute(_CLAIM_RESUMED, (lease, now, queue, *after, limit))
             rows = [Claim._make(row) for row in cursor.fetchall()]
         rows.sort(key=lambda row: (row.rank, row.key))
         return rows
+
+    def fair_queues(self, queues: Sequence[str]) -> set[str]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_FAIR_QUEUES, (list(queues),))
+            return {queue for (queue,) in cursor.fetchall()}
+
+    def fair_keys(self, queue: str, *, after: str, limit: int) -> list[str]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_FAIR_KEYS, (queue, after, queue, limit))
+            return [key for (key,) in cursor.fetchall()]
+
+    def claim_fair(
+        self,
+        queue: str,
+        shares: Sequence[tuple[str, int]],
+        *,
+        lease: int,
+        now: datetime,
+        after: Mapping[str, tuple[int, Any]] | None = None,
+        limited: bool = False,
+        slots: str | None = None,
+    ) -> dict[str, list[Claim]]:
+        keys, counts = zip(*shares, strict=True)
+        ranks, ids = zip(*((after or {}).get(key, _EDGE) for key in keys), strict=True)
+        given = (lease, now, list(keys), _array(counts), _array(ranks), _array(ids), queue)
+        with self.connection.cursor() as cursor:
+            if limited:
+                cursor.execute(_CLAIM_FAIR_LIMITED, (slots, *given))
+            else:
+                cursor.execute(_CLAIM_FAIR, given)
+            return by_fair_key((row[-1], Claim._make(row[:-1])) for row in cursor.fetchall())
+
+    def unkeyed(
+        self, queue: str, *, after: tuple[int, Any] | None, size: int
+    ) -> tuple[tuple[int, Any] | None, tuple[int, Any] | None]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_UNKEYED, (queue, *(after or _EDGE), size))
+            found = {is_first: (rank, key) for is_first, rank, key in cursor.fetchall()}
+        return found.get(True), found.get(False)
+
+    def claim_between(
+        self,
+        queue: str,
+        limit: int,
+        *,
+        first: tuple[int, Any],
+        last: tuple[int, Any],
+        lease: int,
+        now: datetime,
+        limited: bool = False,
+        slots: str | None = None,
+    ) -> list[Claim]:
+        given = (lease, now, queue, *first, *last, limit)
+        with self.connection.cursor() as cursor:
+            if limited:
+                cursor.execute(_CLAIM_BETWEEN_LIMITED, (slots, *given))
+            else:
+                cursor.execute(_CLAIM_BETWEEN, given)
+            rows = [Claim._make(row) for row in cursor.fetchall()]
+        rows.sort(key=lambda row: (row.rank, row.key))
+        return rows
+
+    def park(self, rows: Sequence[tuple[Claim, str | None, str | None]], *, lease: int) -> None:
+        claims, keys, promised = zip(*rows, strict=True)
+        marks = [None if key is None else promise_mark(key) for key in promised]
+        with self.connection.cursor() as cursor:
+            cursor.execute(_PARK, (_array(claim.key for claim in claims), list(keys), marks, lease))
+
+    # Limits
+
+    def lock_limits(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_LOCK_LIMITS, (list(keys),))
+            return list(cursor.fetchall())
+
+    def save_held(self, rows: Sequence[tuple[str, int]]) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_SAVE_HELD, ([key for key, _ in rows], _array(held for _, held in rows)))
+
+    def save_limits(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_SAVE_LIMITS, [list(column) for column in zip(*rows, strict=True)])
+
+    def unpark(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        with self.connection.cursor() as cursor:
+            keys = [key for key, _ in wanted]
+            cursor.execute(_UNPARK, (keys, _array(count for _, count in wanted), [promise_mark(key) for key in keys]))
+            return [(key, queue) for key, queue in cursor.fetchall()]
 
     def ready_queues(self) -> list[str]:
         with self.connection.cursor() as cursor:
@@ -342,6 +557,8 @@ class PostgreSQL(Vendor):
             and result.count(None) == len(result)
             and keep.count(None) == len(keep)
             and None not in started
+            # Only a success that was skipped says why.
+            and line.count(None) == len(line)
         )
         with self.connection.cursor() as cursor:
             if plain:

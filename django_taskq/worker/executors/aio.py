@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import connections
 
 from django_taskq import clock, events
-from django_taskq.domain.outcomes import Interrupted
+from django_taskq.domain.outcomes import Interrupted, Outcome
 from django_taskq.domain.states import Ack
 from django_taskq.lifecycle import definitions, execute
 from django_taskq.lifecycle.context import Run
 from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
-from django_taskq.worker.executors.base import Executor, Host, run_one
-from django_taskq.worker.hygiene import tidy
+from django_taskq.worker.executors.base import Executor, Host, run_guarded, run_one
+from django_taskq.worker.hygiene import close_idle, tidy
 
 __all__ = ["AsyncExecutor"]
 
@@ -36,6 +40,64 @@ _NO_OFFSET = timedelta(0)
 logger = logging.getLogger("django_taskq")
 
 _TIDY_SECONDS = 1.0
+# How long the end of the loop waits for the thread of the ORM's async methods.
+_LEAVE_SECONDS = 1.0
+# As many as asyncio.to_thread has.
+_MOST_THREADS = min(32, (os.cpu_count() or 1) + 4)
+
+
+class _Threads:
+    """
+    Threads for plain functions, made as they are needed. Used by the event loop's thread.
+
+    Daemons, unlike those of ``asyncio.to_thread``: a function that never returns must not keep a stopped worker's
+    process alive.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._made = 0
+        # Without those whose functions were given up.
+        self._count = 0
+        self._busy = 0
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    async def run(self, work: Callable[[], None]) -> None:
+        """Run ``work``, which raises nothing, in a thread; wait for one, and for its end. Cancelled, give it up."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def job() -> None:
+            work()
+            # Closed: the worker has gone.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(done.set)
+
+        self._busy += 1
+        if self._count < min(self._busy, self._most):
+            self._count += 1
+            self._made += 1
+            threading.Thread(target=self._work, name=f"taskq-plain-{self._made}", daemon=True).start()
+        self._jobs.put(job)
+        try:
+            await done.wait()
+        except asyncio.CancelledError:
+            self._count -= 1
+            raise
+        finally:
+            self._busy -= 1
+
+    def _work(self) -> None:
+        try:
+            while (job := self._jobs.get()) is not None:
+                job()
+        finally:
+            connections.close_all()
+
+    def close(self) -> None:
+        """Let the threads end, each after what it runs."""
+        for _ in range(self._made):
+            self._jobs.put(None)
 
 
 class AsyncExecutor(Executor):
@@ -54,6 +116,8 @@ class AsyncExecutor(Executor):
         self._idle = threading.Event()
         self._idle.set()
         self._tidied_at = time.monotonic()
+        self._has_run = False
+        self._threads = _Threads(min(slots, _MOST_THREADS))
 
     def start(self) -> None:
         if self._thread is not None:
@@ -69,10 +133,21 @@ class AsyncExecutor(Executor):
         loop.call_soon(self._ready.set)
         try:
             loop.run_forever()
+            loop.run_until_complete(self._leave())
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
+            self._threads.close()
             connections.close_all()
             loop.close()
+
+    async def _leave(self) -> None:
+        """
+        Close what coroutines opened in the one thread that the ORM's async methods use: that thread stays.
+
+        Where something of a task still keeps that thread busy it is left.
+        """
+        if self._has_run:
+            await asyncio.wait([asyncio.ensure_future(sync_to_async(close_idle)())], timeout=_LEAVE_SECONDS)
 
     def submit(self, claims: Sequence[Claim]) -> None:
         self._line.extend(claims)
@@ -87,6 +162,8 @@ class AsyncExecutor(Executor):
             except IndexError:
                 break
             self._running += 1
+            # Once more: a claim may have come between the last look at the line and the word that it is empty.
+            self._idle.clear()
             self.host.taken()
             task = asyncio.get_running_loop().create_task(self._run(claim))
             self._tasks[id(claim)] = (task, None)
@@ -107,7 +184,7 @@ class AsyncExecutor(Executor):
             # Its module cannot be imported, which the attempt itself has to tell.
             task = None
         if task is None or claim.ack == Ack.ATOMIC or not definitions.is_coroutine(task):
-            await asyncio.to_thread(run_one, host, claim)
+            await self._threads.run(partial(run_guarded, partial(run_one, host), host, claim))
             return
         if not host.may_start(claim):
             host.ended(Ended(claim, Interrupted(started=False), None, clock.timestamp()))
@@ -116,14 +193,15 @@ class AsyncExecutor(Executor):
         if not isinstance(found, Run):
             host.ended(Ended(claim, found, None, clock.timestamp()))
             return
+        self._has_run = True
         current = asyncio.current_task()
         if current is not None:
             self._tasks[id(claim)] = (current, found)
-        stopped = await self._tell_start(found)
-        if stopped is None:
-            outcome, error = await execute.acall(found)
-        else:
-            outcome, error = execute.outcome_of(found, stopped), stopped
+        may_run, stopped = await self._tell_start(found)
+        if not may_run:
+            host.ended(Ended(claim, Interrupted(started=False), None, clock.timestamp()))
+            return
+        outcome, error = await self._call(found, stopped)
         keep = found.behaviour.keep_result
         at = clock.timestamp()
         ended = Ended(claim, outcome, found.started, at, keep, error, found.cancelled, found.left_step)
@@ -134,6 +212,17 @@ class AsyncExecutor(Executor):
         else:
             host.ended(ended)
         await self._tidy(is_due=error is not None)
+
+    async def _call(self, run: Run, stopped: BaseException | None) -> tuple[Outcome, BaseException | None]:
+        """Call the coroutine, unless it was cancelled before, and return an outcome whatever happens."""
+        try:
+            if stopped is None:
+                return await execute.acall(run)
+            return execute.outcome_of(run, stopped), stopped
+        except BaseException as error:
+            # Nothing a task does gets past ``acall``; should something, the task must not run in the books for ever.
+            logger.exception("Running task %s failed outside of its function", run.claim.name)
+            return execute.outcome_of(run, error), error
 
     async def _tidy(self, *, is_due: bool) -> None:
         """
@@ -147,11 +236,14 @@ class AsyncExecutor(Executor):
             self._tidied_at = tick
             await sync_to_async(tidy)(drop_transactions=False)
 
-    async def _tell_start(self, run: Run) -> BaseException | None:
-        """Tell the host, away from the event loop if receivers listen; return the cancellation that came meanwhile."""
+    async def _tell_start(self, run: Run) -> tuple[bool, BaseException | None]:
+        """
+        Tell the host, away from the event loop if receivers listen.
+
+        Return whether the task may run, and the cancellation that came meanwhile.
+        """
         if not events.wanted(events.TaskStarted):
-            self.host.started(run)
-            return None
+            return self.host.started(run), None
         # A receiver may ask the database, which Django refuses in the thread of an event loop.
         telling = asyncio.ensure_future(asyncio.to_thread(self._started, run))
         stopped: BaseException | None = None
@@ -160,12 +252,11 @@ class AsyncExecutor(Executor):
                 await asyncio.wait([telling])
             except asyncio.CancelledError as error:
                 stopped = error
-        telling.result()
-        return stopped
+        return telling.result(), stopped
 
-    def _started(self, run: Run) -> None:
+    def _started(self, run: Run) -> bool:
         try:
-            self.host.started(run)
+            return self.host.started(run)
         finally:
             tidy(drop_transactions=True)
 
@@ -186,12 +277,24 @@ class AsyncExecutor(Executor):
     def _interrupt(self, runs: Sequence[Run]) -> None:
         def stop() -> None:
             for run in runs:
-                task, _ = self._tasks.get(id(run.claim), (None, None))
-                if task is not None:
+                task, begun = self._tasks.get(id(run.claim), (None, None))
+                # Not a function in a thread: that would run on, and its slot be given away.
+                if task is not None and begun is not None:
                     task.cancel()
 
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(stop)
+        if self._loop is not None:
+            # Closed by who stops the executor just now.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(stop)
+
+    def abandon(self, run: Run) -> bool:
+        """Give up on a plain function, which runs on in its thread. A coroutine was cancelled, and is waited for."""
+        task, begun = self._tasks.get(id(run.claim), (None, None))
+        if self._loop is None or task is None or begun is not None:
+            return False
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(task.cancel)
+        return True
 
     def stop(self, timeout: float) -> list[Run]:
         if self._loop is None or self._thread is None or not self._thread.is_alive():

@@ -17,19 +17,22 @@ from typing import Any, Protocol
 from django.db import transaction
 
 from django_taskq import clock, conf
-from django_taskq.domain.outcomes import Interrupted, Outcome, Succeeded
+from django_taskq.domain.outcomes import Failed, Interrupted, Outcome, Succeeded
 from django_taskq.domain.states import Ack
 from django_taskq.lifecycle import execute, settle
 from django_taskq.lifecycle.context import Run
 from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
+from django_taskq.store.vendors import vendor_for
 from django_taskq.worker.hygiene import tidy, tidy_if_idle
 
-__all__ = ["ALREADY", "Caller", "Executor", "Host", "is_written", "run_atomic", "run_one"]
+__all__ = ["ALREADY", "Caller", "Executor", "Host", "is_written", "run_atomic", "run_guarded", "run_one"]
 
 logger = logging.getLogger("django_taskq")
 
 _NO_OFFSET = timedelta(0)
+
+_FAULT_RETRY_SECONDS = 5.0
 
 Caller = Callable[[Run], tuple[Outcome, BaseException | None]]
 
@@ -47,8 +50,8 @@ class Host(Protocol):
     def may_start(self, claim: Claim) -> bool:
         """Return whether the lease of a claim still holds, so that it may be started."""
 
-    def started(self, run: Run) -> None:
-        """Tell that a task function is about to be called."""
+    def started(self, run: Run) -> bool:
+        """Tell that a task function is about to be called; return False if it must not be any more."""
 
     def ended(self, ended: Ended, *, settled: threading.Event | None = None) -> None:
         """Hand over how an attempt ended; ``settled`` is set once that is written, or refused."""
@@ -107,6 +110,17 @@ class Executor(ABC):
         return False
 
 
+def run_guarded(run: Callable[[Claim], None], host: Host, claim: Claim) -> None:
+    """Run one claim; nothing is raised, and the claim ends whatever happens."""
+    try:
+        run(claim)
+    except BaseException as error:
+        # Nothing of a task gets here; this is our own fault, and must cost neither the slot nor the task.
+        logger.exception("A slot failed outside of its task")
+        failed = Failed(error=execute.describe(error), retry_in=_FAULT_RETRY_SECONDS)
+        host.ended(Ended(claim, failed, None, clock.timestamp()))
+
+
 def run_one(
     host: Host,
     claim: Claim,
@@ -130,17 +144,23 @@ def run_one(
         host.ended(Ended(claim, found, None, clock.timestamp()))
         return
     tidy_if_idle(drop_transactions=own_thread)
-    host.started(found)
+    if not host.started(found):
+        host.ended(Ended(claim, Interrupted(started=False), None, clock.timestamp()))
+        return
     if claim.ack == Ack.ATOMIC:
         (atomic or run_atomic)(host, found, call)
     else:
         outcome, error = _isolated(found, call)
         ended = clock.timestamp()
-        try:
-            tidy(drop_transactions=own_thread)
-        except Exception:
-            logger.exception("The connections of a slot could not be tidied up")
+        _tidy_up(drop_transactions=own_thread)
         _hand_over(host, found, outcome, error, ended)
+
+
+def _tidy_up(*, drop_transactions: bool) -> None:
+    try:
+        tidy(drop_transactions=drop_transactions)
+    except Exception:
+        logger.exception("The connections of a slot could not be tidied up")
 
 
 def _isolated(run: Run, call: Caller) -> tuple[Outcome, BaseException | None]:
@@ -186,6 +206,8 @@ def run_atomic(host: Host, run: Run, call: Caller) -> None:
                 raise _NotSettled
             mine = Ended(run.claim, outcome, run.started, ended, run.behaviour.keep_result, None, run.cancelled)
             now = clock.from_timestamp(ended) + getattr(host, "offset", _NO_OFFSET)
+            # From here on it has rows under lock that others need.
+            vendor_for(host.alias).limit_idle()
             written = settle.settle([mine], alias=host.alias, worker_id=run.claim.lease >> 32, now=now)
             if written.refused:
                 refused = True
@@ -199,7 +221,7 @@ def run_atomic(host: Host, run: Run, call: Caller) -> None:
         host.ended(Ended(run.claim, outcome, None, ended), settled=ALREADY)
         return
     finally:
-        tidy(drop_transactions=False)
+        _tidy_up(drop_transactions=False)
     if refused:
         # With the transaction went the word of it.
         settle.tell_refused([Ended(run.claim, outcome, run.started, ended)], alias=host.alias)

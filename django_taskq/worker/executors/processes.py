@@ -49,6 +49,7 @@ logger = logging.getLogger("django_taskq")
 # What a child that is no longer wanted may take to leave by itself.
 _LEAVE_SECONDS = 1.0
 _BACKOFF_MOST = 10.0
+_NO_OFFSET = timedelta(0)
 
 
 class _Reply(NamedTuple):
@@ -75,8 +76,11 @@ class _Slot:
     Only ``ask_to_stop`` and ``interrupt`` may be called by other threads.
     """
 
-    def __init__(self, message: bytes, kill_seconds: float, is_stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, message: bytes, kill_seconds: float, is_stopping: Callable[[], bool], offset: Callable[[], timedelta]
+    ) -> None:
         self.run: Run | None = None
+        self._offset = offset
         self._message = message
         self._kill_seconds = kill_seconds
         self._is_stopping = is_stopping
@@ -93,13 +97,17 @@ class _Slot:
         """Have a child that waits for work; return without one only if the executor stops."""
         failures = 0
         while not self._is_stopping() and not self._has_child():
-            self._spawn()
+            try:
+                self._spawn()
+            except Exception:
+                logger.exception("The system gives no process for tasks")
             if self._has_child():
                 return
             failures += 1
             pause = min(0.25 * 2**failures, _BACKOFF_MOST)
             logger.error("A task process did not start; another is tried in %.1f s", pause)
-            select.select([self._alarm], [], [], pause)
+            if select.select([self._alarm], [], [], pause)[0]:
+                os.read(self._alarm, 4096)
 
     def _has_child(self) -> bool:
         return self._process is not None and self._process.is_alive()
@@ -117,7 +125,8 @@ class _Slot:
         with suppress(EOFError, OSError):
             # Its first word: Django is set up.
             while not self._is_stopping():
-                wait([self._pipe, self._process.sentinel, self._alarm])
+                if self._alarm in wait([self._pipe, self._process.sentinel, self._alarm]):
+                    os.read(self._alarm, 4096)
                 if self._pipe.poll():
                     self._pipe.recv()
                     return
@@ -129,8 +138,12 @@ class _Slot:
         """Run one attempt in the child and say how it ended, whatever happens to the child."""
         self.run, self._end_at = run, None
         try:
-            if not self._send_work(run):
-                return _Reply(Interrupted(), clock.timestamp())
+            # Asked after ``run`` was set: who interrupts it later rings.
+            if run.interrupted or self._is_stopping() or not self._send_work(run):
+                return _Reply(Interrupted(started=False), clock.timestamp())
+            if run.cancelled:
+                # Asked for before there was a child that could hear of it.
+                self.ask_to_stop(run)
             return self._wait_for(run)
         except _Died as death:
             return _Reply(execute.outcome_of(run, WorkerLost(str(death))), clock.timestamp(), left_step=True)
@@ -144,7 +157,7 @@ class _Slot:
             if self._pipe is None:
                 return False
             try:
-                self._send(("run", run.claim))
+                self._send(("run", run.claim, self._offset()))
             except OSError:
                 # It died while it was idle, which is not this task's fault.
                 self._drop(0)
@@ -162,21 +175,21 @@ class _Slot:
 
     def _wait_for(self, run: Run) -> _Reply:
         while True:
-            reply = self._listen(self._patience(run))
-            if reply is not None:
-                return reply
             if run.interrupted:
                 return self._end(Interrupted(), _LEAVE_SECONDS)
             if self._end_at is not None and time.monotonic() >= self._end_at:
-                return self._end(Cancelled("cancel requested"), _LEAVE_SECONDS)
-            if run.deadline_at is not None and clock.now() >= run.deadline_at:
+                return self._end(Cancelled("cancel requested", was_asked=True), _LEAVE_SECONDS)
+            if run.ends_at is not None and clock.elapsed() >= run.ends_at:
                 return self._end(execute.timed_out(run), self._kill_seconds)
+            reply = self._listen(self._patience(run))
+            if reply is not None:
+                return reply
 
     def _patience(self, run: Run) -> float | None:
         """Return the seconds until something must be done about the attempt."""
         spans = []
-        if run.remaining is not None:
-            spans.append(run.remaining.total_seconds())
+        if run.ends_at is not None:
+            spans.append(max(run.ends_at - clock.elapsed(), 0.0))
         if self._end_at is not None:
             spans.append(max(self._end_at - time.monotonic(), 0.0))
         return min(spans, default=None)
@@ -304,7 +317,9 @@ class ProcessExecutor(ThreadExecutor):
             ) from error
 
     def _runner(self) -> tuple[Callable[[Claim], None], Callable[[], None]]:
-        slot = _Slot(self._message, self._kill_seconds, lambda: self._stopping)
+        host = self.host
+        is_stopping, offset = lambda: self._stopping, lambda: getattr(host, "offset", _NO_OFFSET)
+        slot = _Slot(self._message, self._kill_seconds, is_stopping, offset)
         self._driven.append(slot)
         slot.make_ready()
 
@@ -325,7 +340,6 @@ class ProcessExecutor(ThreadExecutor):
             self._driven.remove(slot)
             slot.close()
 
-        host = self.host
         return lambda claim: run_one(host, claim, call, atomic=atomic), close
 
     def cancel(self, run: Run) -> None:
@@ -364,13 +378,12 @@ class _Ending(BaseException):
 class _Inside:
     """The child's side: a thread reads the pipe, the main thread runs the tasks. The Host of an atomic attempt."""
 
-    offset = timedelta(0)
-
     def __init__(self, pipe: Connection, options: conf.Options, alias: str) -> None:
         self.options = options
         self.alias = alias
+        self.offset = _NO_OFFSET
         self._pipe = pipe
-        self._work: SimpleQueue[tuple[Claim, threading.Event] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[Claim, timedelta, threading.Event] | None] = SimpleQueue()
         self._is_ending = False
         self._cancel = threading.Event()
         self._told: tuple[Ended, bool] | None = None
@@ -400,7 +413,7 @@ class _Inside:
                 match message[0]:
                     case "run":
                         self._cancel = threading.Event()
-                        self._work.put((message[1], self._cancel))
+                        self._work.put((message[1], message[2], self._cancel))
                     case "cancel":
                         self._cancel.set()
                     case "end":
@@ -413,8 +426,10 @@ class _Inside:
             # The worker is gone, and with it the lease: whatever runs here has no right to go on.
             os._exit(1)
 
-    def _run(self, claim: Claim, cancel: threading.Event) -> _Reply:
-        found = execute.prepare(claim, self.options, self.alias)
+    def _run(self, claim: Claim, offset: timedelta, cancel: threading.Event) -> _Reply:
+        # How far the database's clock is ahead, as the worker knows from its heartbeat.
+        self.offset = offset
+        found = execute.prepare(claim, self.options, self.alias, offset=offset)
         if not isinstance(found, Run):
             return _Reply(found, clock.timestamp())
         found.cancel_event = cancel
@@ -435,8 +450,9 @@ class _Inside:
     def may_start(self, claim: Claim) -> bool:
         return True
 
-    def started(self, run: Run) -> None:
-        """The worker knows."""
+    def started(self, run: Run) -> bool:
+        """Return True: the worker was asked before."""
+        return True
 
     def taken(self) -> None:
         """The worker knows."""

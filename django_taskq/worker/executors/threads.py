@@ -7,7 +7,6 @@ by ``context`` if it listens; if it never comes back its slot is replaced.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,24 +15,15 @@ from queue import Empty, SimpleQueue
 
 from django.db import connections
 
-from django_taskq import clock
-from django_taskq.domain.outcomes import Failed
-from django_taskq.lifecycle import execute
 from django_taskq.lifecycle.context import Run
-from django_taskq.lifecycle.settle import Ended
 from django_taskq.store.rows import Claim
-from django_taskq.worker.executors.base import Executor, Host, run_one
+from django_taskq.worker.executors.base import Executor, Host, run_guarded, run_one
 
 __all__ = ["ThreadExecutor"]
 
 
 def _nothing() -> None:
     """A thread has nothing of its own but connections."""
-
-
-logger = logging.getLogger("django_taskq")
-
-_FAULT_RETRY_SECONDS = 5.0
 
 
 class ThreadExecutor(Executor):
@@ -69,14 +59,10 @@ class ThreadExecutor(Executor):
             while (claim := line.get()) is not None:
                 busy[me] = claim
                 host.taken()
-                try:
-                    run(claim)
-                except BaseException as error:
-                    # Nothing of a task gets here; this is our own fault, and must cost neither the slot nor the task.
-                    logger.exception("A slot failed outside of its task")
-                    failed = Failed(error=execute.describe(error), retry_in=_FAULT_RETRY_SECONDS)
-                    host.ended(Ended(claim, failed, None, clock.timestamp()))
+                run_guarded(run, host, claim)
                 busy.pop(me, None)
+                # Else a slot that waits would keep the arguments of its last task.
+                claim = None
                 if me in self._abandoned:
                     break
         finally:
