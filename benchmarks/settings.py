@@ -24,3 +24,8 @@ DATABASES = {
     }
 }
 TASKS = {"default": {"BACKEND": "django_taskq.backend.DatabaseBackend", "QUEUES": []}}
+
+if "TASKQ_BENCH_PEER" in os.environ:
+    # memory.py compares with another library's worker.
+    INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django_tasks_db"]
+    TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []}}
