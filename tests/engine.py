@@ -259,17 +259,18 @@ def run_burst(*, seconds: float = 60.0, **options: Any) -> Engine:
 # Worker processes
 
 
-def _is_locked() -> bool:
-    """Return whether somebody is writing to the SQLite file, and has been for longer than a write takes."""
-    own = sqlite3.connect(str(connection.settings_dict["NAME"]), timeout=0.5, isolation_level=None)
+@contextmanager
+def _nobody_writes_to_the_file() -> Iterator[None]:
+    """Keep all others from writing to the SQLite file for a block; elsewhere do nothing."""
+    if connection.vendor != "sqlite":
+        yield
+        return
+    own = sqlite3.connect(str(connection.settings_dict["NAME"]), timeout=30, isolation_level=None)
     try:
         own.execute("BEGIN IMMEDIATE")
-        own.execute("ROLLBACK")
-    except sqlite3.OperationalError:
-        return True
+        yield
     finally:
         own.close()
-    return False
 
 
 class WorkerProcess:
@@ -332,11 +333,10 @@ class WorkerProcess:
         There its lock on the file would keep every other writer out: what nobody can do anything about,
         and what docs/guarantees.md says is not promised.
         """
-        os.kill(self.pid, signal.SIGSTOP)
-        while connection.vendor == "sqlite" and _is_locked():
-            os.kill(self.pid, signal.SIGCONT)
-            time.sleep(0.02)
+        with _nobody_writes_to_the_file():
             os.kill(self.pid, signal.SIGSTOP)
+            # Its threads stop one after the other: it is the last that counts.
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a suspended process go on."""

@@ -69,7 +69,7 @@ _REST_SECONDS = 1.0
 # What leaving may take beyond the grace time: for each word to the database, and for writing what ended.
 _GOODBYE_SECONDS = 2.0
 _WRITE_SECONDS = 5.0
-# How long the database may take to tell the time, for the middle of that to be good enough; and how often it is asked.
+# How long the database may take to tell the time, for its answer to be good enough; and how often it is asked.
 _CLOCK_SECONDS = 0.2
 _CLOCK_TRIES = 3
 _NOT_BEGUN = Interrupted(started=False)
@@ -293,8 +293,9 @@ class Worker:
             tries -= 1
             if after - before < _CLOCK_SECONDS or not tries:
                 break
-            # It may be of the beginning or of the end of that time; perhaps we were suspended meanwhile.
-        self._db_moment_at = (before + after) / 2
+            # It may be as old as that; perhaps we were suspended meanwhile.
+        # The latest moment that it can be of: we are late by no more than the answer took, and never early.
+        self._db_moment_at = after
         self._db_moment = moment
         return moment
 
@@ -304,7 +305,11 @@ class Worker:
         return self.now() - clock.now()
 
     def now(self) -> datetime:
-        """Return the present moment on the database's clock, as of the last heartbeat."""
+        """
+        Return the present moment on the database's clock, as of the last heartbeat.
+
+        Never ahead of it, since nothing may start early; behind it by what the answer took on its way.
+        """
         return self._db_moment + timedelta(seconds=clock.elapsed() - self._db_moment_at)
 
     def _make_executors(self) -> None:

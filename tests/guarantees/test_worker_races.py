@@ -19,7 +19,18 @@ from django_taskq.store import workers as worker_store
 from django_taskq.store.vendors import vendor_for
 from django_taskq.worker import loop
 from tests import engine
-from tests.engine import CALM, SHORT, declare_dead, outcomes_of, row_of, run_burst, running_worker, state_of, wait_for
+from tests.engine import (
+    CALM,
+    SHORT,
+    db_now,
+    declare_dead,
+    outcomes_of,
+    row_of,
+    run_burst,
+    running_worker,
+    state_of,
+    wait_for,
+)
 from tests.guarantees.tasks import gates, nap, note, pause, pause_deaf, ran, return_this
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -107,6 +118,27 @@ def test_a_time_that_was_long_on_its_way_is_asked_for_again(
     worker._db_now()
 
     assert abs(worker.offset) < timedelta(seconds=0.3)
+
+
+def test_a_worker_is_never_ahead_of_the_databases_clock_however_long_the_answer_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S3-35, S4-94: what is due a moment later does not start a moment early."""
+    vendor = type(vendor_for(engine.ALIAS))
+    answer = db_now()
+    late = [0.0]
+
+    def ask(self: Any) -> datetime:
+        # Asked at 0, told by the database at 0.15, heard at once.
+        late[0] = 0.15
+        return answer
+
+    monkeypatch.setattr(clock, "elapsed", lambda: late[0])
+    monkeypatch.setattr(vendor, "now", ask)
+    worker = loop.Worker()
+    worker._db_now()
+
+    assert worker.now() == answer
 
 
 # Heartbeats and duties
