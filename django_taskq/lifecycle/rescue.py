@@ -71,15 +71,16 @@ def bury(alias: str, worker_id: int, *, now: datetime) -> int:
 def _orphans(alias: str) -> list[int]:
     """Return ids of workers that hold tasks although they are dead or unknown, without reading every lease."""
     held = Task.objects.using(alias).filter(lease__isnull=False).order_by("lease").values_list("lease", flat=True)
-    alive = set(Worker.objects.using(alias).exclude(state=Worker.State.DEAD).values_list("pk", flat=True))
-    found: list[int] = []
+    holders: list[int] = []
     lease = held.first()
     while lease is not None:
-        worker_id = leases.worker_of(lease)
-        if worker_id not in alive:
-            found.append(worker_id)
-        lease = held.filter(lease__gt=leases.span_of(worker_id)[1]).first()
-    return found
+        holders.append(leases.worker_of(lease))
+        lease = held.filter(lease__gt=leases.span_of(holders[-1])[1]).first()
+    if not holders:
+        return []
+    # Asked last: a worker that comes meanwhile has its row before its first lease.
+    alive = set(Worker.objects.using(alias).exclude(state=Worker.State.DEAD).values_list("pk", flat=True))
+    return [worker_id for worker_id in holders if worker_id not in alive]
 
 
 def rescue_worker(alias: str, worker_id: int, *, now: datetime) -> int:

@@ -24,6 +24,7 @@ from django_taskq.store import queues as queue_store
 from django_taskq.store import retention as retention_store
 from django_taskq.store import tasks as task_store
 from django_taskq.store import workers as worker_store
+from django_taskq.store.rows import Claim
 from django_taskq.store.vendors import vendor_for
 from tests import engine
 from tests.capabilities import requires
@@ -36,6 +37,7 @@ from tests.engine import (
     outcomes_of,
     ready_task,
     row_of,
+    run_and_settle,
     running_worker,
     state_of,
     totals,
@@ -67,6 +69,33 @@ def test_a_worker_within_its_lease_is_left_alone() -> None:
 
     assert rescue(engine.ALIAS, now=db_now()) == 0
     assert state_of(task) == "running"
+
+
+def test_a_worker_that_comes_at_any_moment_of_a_rescue_keeps_what_it_claims() -> None:
+    """S4-07, S4-16: its lease never looks like that of a worker that is gone, whichever question comes before it."""
+    ready_task()
+    claim_one()
+    came: list[Claim] = []
+    asked = [0]
+
+    def ask(execute: Any, *question: Any) -> Any:
+        asked[0] += 1
+        if asked[0] == moment:
+            came.append(claim_one())
+        return execute(*question)
+
+    for moment in range(1, 10):
+        task = ready_task()
+        asked[0] = 0
+        with connection.execute_wrapper(ask):
+            assert rescue(engine.ALIAS, now=db_now()) == 0
+        if len(came) < moment:
+            break
+        assert state_of(task) == "running"
+        run_and_settle(came[-1])
+
+    # For the workers, for the leases of two of them, and for the workers once more.
+    assert len(came) >= 4
 
 
 def test_each_worker_is_judged_by_its_own_lease() -> None:
