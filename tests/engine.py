@@ -412,6 +412,32 @@ def in_threads(*works: Callable[[], T]) -> list[T]:
     return [results[at] for at in range(len(works))]
 
 
+def with_another_before(moment: int, work: Callable[[], object], other: Callable[[], object]) -> bool:
+    """
+    Do ``work`` in this thread, and ``other`` in a second one that begins before the statement of that number.
+
+    The first waits a little for the second: for its end, or until it most likely waits for what the first
+    has under lock. Return whether there was such a statement; the second has ended by then.
+    """
+    asked = 0
+    beside: list[threading.Thread] = []
+
+    def ask(execute: Callable[..., Any], *question: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == moment:
+            beside.append(threading.Thread(target=in_threads, args=(other,)))
+            beside[0].start()
+            beside[0].join(0.3)
+        return execute(*question)
+
+    with connection.execute_wrapper(ask):
+        work()
+    for thread in beside:
+        thread.join(60)
+    return bool(beside)
+
+
 def in_a_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, and close what it opened in the thread of the ORM's async methods, which stays."""
 

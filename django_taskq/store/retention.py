@@ -58,8 +58,10 @@ def delete_old(
 
 def _delete(alias: str, model: type[Model], limit: int, **old: Any) -> int:
     # Ids first: not every database can delete with a limit.
-    ids = list(model._default_manager.using(alias).filter(**old).values_list("pk", flat=True)[:limit])
-    return vendor_for(alias).delete(model._default_manager.using(alias).filter(pk__in=ids)) if ids else 0
+    rows = model._default_manager.using(alias).filter(**old)
+    ids = list(rows.values_list("pk", flat=True)[:limit])
+    # Asked again by the statement that deletes: a key whose time is over may have been taken meanwhile.
+    return vendor_for(alias).delete(rows.filter(pk__in=ids)) if ids else 0
 
 
 def old_workflows(alias: str, *, state: int, before: datetime, limit: int) -> list[uuid.UUID]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import transaction
+from django.db.models.signals import post_delete, pre_delete
 
 from django_taskq import IdempotencyConflict, InvalidOptions, InvalidWorkflow, Unique, chain, conf, events, throttle
 from django_taskq.domain.states import State
@@ -15,7 +18,18 @@ from django_taskq.duties import prune
 from django_taskq.models import FinishedTask, IdempotencyKey, Task
 from django_taskq.testing import travel
 from tests.app.models import Effect
-from tests.engine import ALIAS, claim_one, db_now, drain, in_a_loop, in_threads, run, run_and_settle, state_of
+from tests.engine import (
+    ALIAS,
+    claim_one,
+    db_now,
+    drain,
+    in_a_loop,
+    in_threads,
+    run,
+    run_and_settle,
+    state_of,
+    with_another_before,
+)
 from tests.guarantees.tasks import note, ran
 from tests.guarantees.unique_tasks import charge, pay, pay_once
 
@@ -122,6 +136,40 @@ def test_upkeep_deletes_keys_whose_time_is_over() -> None:
         prune.run_once(ALIAS, conf.options("default"), clock.shift(61))
 
     assert list(IdempotencyKey.objects.values_list("key", flat=True)) == ["long"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listener", [None, post_delete, pre_delete], ids=["plain", "post_delete", "pre_delete"])
+def test_a_key_that_is_taken_anew_while_its_time_ends_is_kept(listener: Any) -> None:
+    """At whichever moment, and also where somebody listens to all that is deleted: Django does that in two steps."""
+    made: list[Any] = []
+
+    def over() -> None:
+        IdempotencyKey.objects.update(expires_at=db_now() - timedelta(seconds=60))
+
+    def work() -> None:
+        prune.run_once(ALIAS, conf.options("default"), db_now())
+
+    if listener is not None:
+        listener.connect(_hear)
+    try:
+        for moment in itertools.count(1):
+            request("payment-17", moment)
+            over()
+            if not with_another_before(moment, work, lambda at=moment: made.append(request("payment-17", -at))):
+                break
+            assert IdempotencyKey.objects.get().task_id == uuid.UUID(made[-1].id), moment
+            assert not made[-1].is_duplicate
+            IdempotencyKey.objects.all().delete()
+    finally:
+        if listener is not None:
+            listener.disconnect(_hear)
+
+    assert moment > 3
+
+
+def _hear(**_: Any) -> None:
+    """Any receiver will do."""
 
 
 @pytest.mark.parametrize("key", ["x" * 1000, "tab\there", " spaces ", "~tilde", "\xe9\U0001f600", "Case"])

@@ -1,17 +1,18 @@
 """Retention: what has ended is kept for a time, what lives is never touched."""
 
-from datetime import datetime, timedelta
+import itertools
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.test import override_settings
 
-from django_taskq import conf, events
-from django_taskq.domain.states import State
+from django_taskq import api, conf, events
+from django_taskq.domain.states import State, StepState
 from django_taskq.duties import prune
 from django_taskq.models import Attempt, FinishedTask, Progress, Step, Task
 from tests import engine
-from tests.engine import claim_one, db_now, drain, ready_task, state_of
+from tests.engine import claim_one, db_now, drain, ready_task, state_of, with_another_before
 from tests.guarantees.tasks import fail_until, note
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -82,6 +83,30 @@ def test_everything_that_belongs_to_a_task_goes_with_it() -> None:
 
     assert FinishedTask.objects.count() == Attempt.objects.count() == 0
     assert Step.objects.count() == Progress.objects.count() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [{}, {"delete_at": datetime(2020, 1, 1, tzinfo=UTC)}], ids=["of its state", "own"])
+@override_settings(TASKQ={"RETENTION": {"DEAD": timedelta(days=1)}})
+def test_what_is_replayed_while_its_time_ends_keeps_all_that_is_its_own(columns: dict[str, Any]) -> None:
+    """S4-33, S4-109: at whichever moment; else its steps would be run twice."""
+    replayed = 0
+    for moment in itertools.count(1):
+        task = ended(State.DEAD, days=2, **columns)
+        Step.objects.create(task_id=task.pk, name="save", position=0, state=StepState.SUCCEEDED)
+        Attempt.objects.create(task_id=task.pk, number=1, worker_id=1, outcome="failed", ended_at=db_now())
+
+        if not with_another_before(moment, run, lambda key=task.pk: api.replay(str(key))):
+            break
+
+        is_live = Task.objects.filter(pk=task.pk).exists()
+        replayed += is_live
+        left = [model.objects.filter(task_id=task.pk).count() for model in (Step, Attempt)]
+        assert left == ([1, 1] if is_live else [0, 0]), moment
+        assert is_live or state_of(task) == "gone"
+        Task.objects.all().delete()
+
+    assert 0 < replayed < moment - 1
 
 
 def test_a_tasks_own_time_wins_over_its_states() -> None:

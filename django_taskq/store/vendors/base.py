@@ -25,7 +25,7 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
+from django.db.models import Case, Exists, F, Model, OuterRef, Q, QuerySet, Value, When, signals
 
 from django_taskq import clock
 from django_taskq.domain.limit_columns import LIMIT_CHANGING, LIMIT_FIELDS
@@ -195,8 +195,16 @@ class Vendor:
         """Let the server end the transaction that is open if it stands still from here on, where the server can."""
 
     def delete(self, rows: QuerySet[Any]) -> int:
-        """Delete rows and return how many, in a transaction that is no more in the way than claims are."""
+        """
+        Delete rows and return how many, in a transaction that is no more in the way than claims are.
+
+        What changes meanwhile, and is not among ``rows`` any more, stays.
+        """
         with self.atomic():
+            if self.connection.features.has_select_for_update and _has_listeners(rows.model):
+                # Then Django reads the rows first, and deletes by their keys what may have changed since.
+                keys = list(rows.select_for_update().values_list("pk", flat=True))
+                rows = rows.model._default_manager.using(self.alias).filter(pk__in=keys)
             return rows.delete()[0]
 
     def is_timeout(self, error: BaseException) -> bool:
@@ -660,23 +668,28 @@ class Vendor:
 
     def prune(self, state: int, *, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished tasks of a state that ended before a moment, with all that is theirs."""
-        found = self.prunable().filter(state=state, finished_at__lt=before, delete_at__isnull=True)
-        return self._delete_finished(list(found.order_by("finished_at").values_list("id", flat=True)[:limit]))
+        return self._delete_finished("finished_at", limit, state=state, finished_at__lt=before, delete_at__isnull=True)
 
     def prune_marked(self, now: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished tasks whose own time to be kept is over."""
-        found = self.prunable().filter(delete_at__lte=now)
-        return self._delete_finished(list(found.order_by("delete_at").values_list("id", flat=True)[:limit]))
+        return self._delete_finished("delete_at", limit, delete_at__lte=now)
 
     def prunable(self) -> QuerySet[FinishedTask]:
         """Return what is not deleted together with a workflow: others of it may wait for its result."""
         workflows = Workflow.objects.filter(pk=OuterRef("workflow_id"))
         return FinishedTask.objects.using(self.alias).filter(Q(workflow_id__isnull=True) | ~Exists(workflows))
 
-    def _delete_finished(self, keys: list[Any]) -> int:
+    def _delete_finished(self, oldest: str, limit: int, **over: Any) -> int:
+        keys = list(self.prunable().filter(**over).order_by(oldest).values_list("id", flat=True)[:limit])
         if not keys:
             return 0
         with self.atomic():
+            # Asked again under lock: one that was replayed meanwhile goes on with its steps, and may have ended anew.
+            rows = FinishedTask.objects.using(self.alias).filter(id__in=keys, **over)
+            features = self.connection.features
+            if features.has_select_for_update:
+                rows = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+            keys = list(rows.values_list("id", flat=True))
             self.forget(keys)
             return FinishedTask.objects.using(self.alias).filter(id__in=keys).delete()[0]
 
@@ -725,3 +738,7 @@ class Vendor:
     def change_mark(self) -> int | None:
         """Return a number that changes when anybody writes to the database, None where there is none."""
         return None
+
+
+def _has_listeners(model: type[Model]) -> bool:
+    return any(signal.has_listeners(model) for signal in (signals.pre_delete, signals.post_delete))
