@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any
 
 from django.db import IntegrityError, transaction
@@ -15,8 +15,17 @@ from tests.app.models import Effect
 
 #: What ran in this process, in order.
 ran: list[Any] = []
-#: Events that tasks of this process wait for, or set, by name.
-gates: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+
+
+class Gates(dict[str, threading.Event]):
+    """Events by name, made by whichever thread asks first; all get the same one."""
+
+    def __missing__(self, name: str) -> threading.Event:
+        return self.setdefault(name, threading.Event())
+
+
+#: Events that tasks of this process wait for, or set.
+gates = Gates()
 
 
 def forget() -> None:
