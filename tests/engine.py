@@ -417,24 +417,37 @@ def with_another_before(moment: int, work: Callable[[], object], other: Callable
     Do ``work`` in this thread, and ``other`` in a second one that begins before the statement of that number.
 
     The first waits a little for the second: for its end, or until it most likely waits for what the first
-    has under lock. Return whether there was such a statement; the second has ended by then.
+    has under lock. Return whether there was such a statement; the second has ended by then, and its error is raised.
     """
     asked = 0
     beside: list[threading.Thread] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            other()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
 
     def ask(execute: Callable[..., Any], *question: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked == moment:
-            beside.append(threading.Thread(target=in_threads, args=(other,)))
+            beside.append(threading.Thread(target=body))
             beside[0].start()
-            beside[0].join(0.3)
+            beside[0].join(0.2)
         return execute(*question)
 
-    with connection.execute_wrapper(ask):
-        work()
-    for thread in beside:
-        thread.join(60)
+    try:
+        with connection.execute_wrapper(ask):
+            work()
+    finally:
+        for thread in beside:
+            thread.join(60)
+    if errors:
+        raise errors[0]
     return bool(beside)
 
 

@@ -1,0 +1,246 @@
+"""
+Two verbs at once, one of them held before each of its statements: whatever the moment, the books are right.
+
+A race that a thousand runs may miss is here one of a few hundred cases, each the same every time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+import django_taskq
+from django_taskq import Concurrency, Fixed, Unique, conf, task
+from django_taskq.domain.outcomes import Cancelled, ErrorInfo, Failed, Interrupted, Outcome, Snoozed, Succeeded
+from django_taskq.domain.parking import counted, promised_key
+from django_taskq.domain.states import State
+from django_taskq.duties import promote, prune, reconcile, release
+from django_taskq.exceptions import InvalidTransition
+from django_taskq.lifecycle import rescue
+from django_taskq.lifecycle.claim import Claimer
+from django_taskq.lifecycle.settle import Ended, settle
+from django_taskq.models import FinishedTask, Limit, Task
+from django_taskq.store.rows import Claim
+from tests import emptying
+from tests.engine import ALIAS, announce, db_now, with_another_before
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(600)]
+
+KEPT = {"RETENTION": {"SUCCEEDED": 0, "CANCELLED": 0, "DEAD": 0}}
+ERROR = ErrorInfo(class_path="x.Y", message="m", traceback="", fingerprint="f")
+ONE = "one"
+
+
+@task(limits=Concurrency(1, key=ONE), backoff=Fixed(0), max_attempts=2)
+def single(name: str) -> None:
+    """Do nothing, one at once."""
+
+
+@task(unique=Unique(key="{name}", on_conflict="replace"))
+def latest(name: str, version: int = 0) -> None:
+    """Do nothing, by the arguments of the last call."""
+
+
+@task
+def free(name: str) -> None:
+    """Do nothing."""
+
+
+class World:
+    """
+    A few tasks in all states, and the verbs that change them.
+
+    ``a`` runs on a worker that has been silent for longer than its lease, ``b`` and ``c`` are parked behind it,
+    ``r`` and ``k`` are ready, ``s`` is due, ``d`` and ``e`` are dead.
+    """
+
+    def __init__(self) -> None:
+        self.ids: dict[str, str] = {}
+        self.now = db_now()
+        for name, kind in (("d", single), ("e", latest), ("a", single), ("b", single), ("c", single)):
+            self.add(name, kind)
+            if name in "de":
+                [claimed] = self.claim_as(announce(), 1)
+                assert self.write(claimed, Failed(error=ERROR, retry_in=None)) == 1
+            elif name == "a":
+                [self.running] = self.claim_as(announce(silent_for=31), 1)
+        assert self.claim_as(announce(), 2) == []
+        self.add("r", free)
+        self.add("k", latest)
+        self.add("s", free.using(delay=0.0))
+        Task.objects.filter(pk=self.ids["s"]).update(state=State.SCHEDULED, run_after=self.now - timedelta(seconds=1))
+        self.claimed: list[Claim] = []
+
+    def add(self, name: str, kind: Any) -> None:
+        self.ids[name] = kind.enqueue(name).id
+
+    def claim_as(self, worker_id: int, limit: int) -> list[Claim]:
+        return Claimer(ALIAS, worker_id, [("default", None)]).claim(limit, now=db_now())
+
+    def write(self, claimed: Claim, outcome: Outcome) -> int:
+        at = db_now()
+        ended = Ended(claimed, outcome, at.timestamp(), at.timestamp())
+        return settle([ended], alias=ALIAS, worker_id=claimed.lease >> 32, now=at).count
+
+    # Verbs
+
+    def claim(self) -> None:
+        # As a worker that comes just now.
+        self.claimed += self.claim_as(announce(), 4)
+
+    def succeed(self) -> None:
+        self.write(self.running, Succeeded())
+
+    def retry(self) -> None:
+        self.write(self.running, Failed(error=ERROR, retry_in=0.0))
+
+    def die(self) -> None:
+        self.write(self.running, Failed(error=ERROR, retry_in=None))
+
+    def snooze(self) -> None:
+        self.write(self.running, Snoozed(0.0))
+
+    def stop(self) -> None:
+        self.write(self.running, Cancelled())
+
+    def hand_back(self) -> None:
+        self.write(self.running, Interrupted(started=False))
+
+    def rescue(self) -> None:
+        rescue.rescue(ALIAS, now=db_now())
+
+    def cancel_running(self) -> None:
+        django_taskq.cancel(self.ids["a"])
+
+    def requeue_running(self) -> None:
+        # It may have ended, or gone back.
+        with suppress(InvalidTransition):
+            django_taskq.cancel(self.ids["a"], requeue=True)
+
+    def cancel_waiting(self) -> None:
+        django_taskq.cancel([self.ids[name] for name in "brks"])
+
+    def replay(self) -> None:
+        django_taskq.replay([self.ids["d"], self.ids["e"]])
+
+    def discard(self) -> None:
+        django_taskq.discard([self.ids["d"], self.ids["e"]])
+
+    def release(self) -> None:
+        # Late enough for a second look, and before a promise is given up.
+        release.run_once(ALIAS, conf.options(), db_now() + timedelta(seconds=1.5))
+
+    def promote(self) -> None:
+        promote.run_once(ALIAS, conf.options(), db_now())
+
+    def prune(self) -> None:
+        prune.run_once(ALIAS, conf.options(), db_now())
+
+    def reconcile(self) -> None:
+        assert reconcile.run_once(ALIAS, conf.options(), db_now()) == 0
+
+    def raise_limit(self) -> None:
+        django_taskq.set_limit(ONE, concurrency=2)
+
+    def close_limit(self) -> None:
+        django_taskq.set_limit(ONE, concurrency=0)
+
+    def reset_limit(self) -> None:
+        django_taskq.reset_limit(ONE)
+
+    def pause(self) -> None:
+        django_taskq.pause(task=single)
+
+    def resume(self) -> None:
+        django_taskq.resume(task=single)
+
+    def enqueue(self) -> None:
+        self.add(f"new{len(self.ids)}", single)
+
+    def replace(self) -> None:
+        latest.enqueue("k", 1)
+        latest.enqueue("e", 1)
+
+    # What has to be true
+
+    def check(self, *, may_be_gone: bool) -> None:
+        live = {str(key) for key in Task.objects.values_list("pk", flat=True)}
+        ended = {str(key) for key in FinishedTask.objects.values_list("pk", flat=True)}
+        assert not live & ended
+        if not may_be_gone:
+            assert set(self.ids.values()) <= live | ended
+        leases = set(Task.objects.exclude(lease=None).values_list("lease", flat=True))
+        assert leases >= {claimed.lease for claimed in self.claimed}, "taken away"
+        held: Counter[str] = Counter()
+        promised: Counter[str] = Counter()
+        for state, lease, slots, limits in Task.objects.values_list("state", "lease", "slots", "limits"):
+            assert (state == State.RUNNING) == (lease is not None)
+            if lease is not None:
+                assert counted(slots or "") == (limits or "").split("\n")
+                held.update(counted(slots) if slots else ())
+            elif slots is not None:
+                promised.update([promised_key(slots)])
+        for limit in Limit.objects.all():
+            assert limit.held == held[limit.key], "held"
+            assert limit.promised >= promised[limit.key], "promised"
+            assert limit.held <= 2
+        assert not Task.objects.filter(state=State.PARKED, parked_on__isnull=True).exists()
+        assert not Task.objects.exclude(state=State.PARKED).filter(parked_on__isnull=False).exists()
+
+    def finish(self) -> None:
+        """Let everything run to its end: nobody is left behind."""
+        django_taskq.resume(task=single)
+        django_taskq.reset_limit(ONE)
+        self.write(self.running, Succeeded())
+        later = db_now()
+        for _ in range(40):
+            for claimed in self.claimed:
+                self.write(claimed, Succeeded())
+            self.claimed.clear()
+            if not Task.objects.exists():
+                break
+            later += timedelta(seconds=3)
+            rescue.rescue(ALIAS, now=db_now())
+            promote.run_once(ALIAS, conf.options(), later)
+            release.run_once(ALIAS, conf.options(), later)
+            self.claim()
+        left = list(Task.objects.values("name", "state", "parked_on", "slots", "run_after"))
+        assert not left, left
+        assert not Limit.objects.exclude(held=0).exists()
+        assert reconcile.run_once(ALIAS, conf.options(), later) == 0
+
+
+VERBS = [
+    name for name, value in vars(World).items()
+    if callable(value) and name not in {"__init__", "add", "claim_as", "write", "check", "finish"}
+]  # fmt: skip
+
+
+# All of them take minutes: HYPOTHESIS_PROFILE=deep. Else each verb once, and once as the other.
+PAIRS = [
+    (first, second)
+    for at, first in enumerate(VERBS)
+    for second in (VERBS if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else [VERBS[(7 * at + 3) % len(VERBS)]])
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@override_settings(TASKQ=KEPT)
+def test_of_two_verbs_at_once_none_breaks_what_the_other_does(first: str, second: str) -> None:
+    for moment in itertools.count(1):
+        world = World()
+        found = with_another_before(moment, getattr(world, first), getattr(world, second))
+        world.check(may_be_gone="prune" in (first, second))
+        world.finish()
+        emptying.empty(ALIAS)
+        if not found:
+            break
+    assert moment > 1
