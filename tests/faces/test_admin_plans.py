@@ -168,9 +168,11 @@ def test_a_search_takes_no_longer_at_the_far_end(name: str, many_rows) -> None:
             break
         page = find("default", wanted, limit=200, after=page.older)
 
-    began = time.perf_counter()
-    find("default", wanted, limit=50, after=page.older)
-    seconds = time.perf_counter() - began
+    def took() -> float:
+        began = time.perf_counter()
+        find("default", wanted, limit=50, after=page.older)
+        return time.perf_counter() - began
 
-    # Generous for a busy machine; without its index a page reads all rows and takes several times this.
+    # The best of three, and generous for a busy machine; without its index a page reads all rows each time.
+    seconds = min(took() for _ in range(3))
     assert seconds < 1.0, f"{name} took {seconds:.3f} s"

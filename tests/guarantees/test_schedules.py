@@ -263,7 +263,8 @@ def test_a_worker_wakes_up_for_the_next_tick(declare: Any) -> None:
         found = wait_for(lambda: list(ScheduleTick.objects.order_by("at")[:4]) if ticks_of_all() >= 4 else None)
 
     late = sorted((made.made_at - made.at).total_seconds() for made in found)
-    assert late[len(late) // 2] < 0.3, late
+    # Two of four on a busy machine; without its alarm clock all are as late as the duty's own second begins.
+    assert late[1] < 0.3, late
     assert late[0] >= 0
 
 
