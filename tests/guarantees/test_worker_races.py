@@ -218,8 +218,8 @@ def test_a_claim_on_its_way_when_its_worker_is_declared_dead_is_handed_back_unbe
 ) -> None:
     """S4-02: it was claimed under the dead id, and costs no attempt although nobody rescues it."""
     answers = HeldUpAfter(vendor_for(engine.ALIAS).claim)
+    monkeypatch.setattr(vendor_for(engine.ALIAS), "claim", answers, raising=False)
     with running_worker(taskq=CALM, threads=1, duties=False) as worker:
-        monkeypatch.setattr(vendor_for(engine.ALIAS), "claim", answers, raising=False)
         first_id = worker.id
         found = note.enqueue("k")
         answers.wait_until_reached()
@@ -275,8 +275,8 @@ def test_a_claim_that_is_answered_after_the_stop_is_handed_back_unbegun(monkeypa
     """S0-73, S4-88: a slow database has the whole grace time to answer."""
     monkeypatch.setattr(loop, "_GOODBYE_SECONDS", 0.1)
     answers = HeldUpAfter(vendor_for(engine.ALIAS).claim)
+    monkeypatch.setattr(vendor_for(engine.ALIAS), "claim", answers, raising=False)
     with running_worker(threads=1, duties=False) as worker:
-        monkeypatch.setattr(vendor_for(engine.ALIAS), "claim", answers, raising=False)
         found = note.enqueue("k")
         answers.wait_until_reached()
         worker.stop()
