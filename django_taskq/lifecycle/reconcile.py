@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from django.db.models import Count
@@ -171,40 +171,58 @@ def _stranded(alias: str, now: datetime) -> int:
     waiting = Task.objects.using(alias).filter(state=State.WAITING).order_by("pk")
     rows = list(waiting.values_list("pk", "workflow_id", "role")[:_LOST_MOST])
     flows = {key: None for _, key, _ in rows if key is not None}
-    live = Workflow.objects.using(alias).filter(pk__in=flows, state__in=(WorkflowState.RUNNING, WorkflowState.WAITING))
-    alive = set(live.values_list("pk", flat=True))
-    members = [key for key, flow, role in rows if role == Role.MEMBER and flow not in alive]
-    return _cut_off(alias, members, now) + _call_finally(
-        alias, [key for key, _, role in rows if role is not None and role != Role.MEMBER], now
-    )
+    alive = _alive(Workflow.objects.using(alias).filter(pk__in=flows))
+    members = {key: flow for key, flow, role in rows if role == Role.MEMBER and flow not in alive}
+    callbacks = {key: flow for key, flow, role in rows if role is not None and role != Role.MEMBER}
+    return _cut_off(alias, members, now) + _call_finally(alias, callbacks, now)
 
 
-def _cut_off(alias: str, keys: Sequence[uuid.UUID], now: datetime) -> int:
-    if not keys:
+def _alive(rows: Iterable[Workflow]) -> set[uuid.UUID | None]:
+    return {row.pk for row in rows if row.state in (WorkflowState.RUNNING, WorkflowState.WAITING)}
+
+
+def _cut_off(alias: str, members: Mapping[uuid.UUID, uuid.UUID | None], now: datetime) -> int:
+    """Cancel members of workflows that have ended, unless they were cut off or replayed meanwhile."""
+    if not members:
         return 0
     vendor = vendor_for(alias)
 
-    def once() -> advancing.Advanced:
+    def once() -> tuple[int, advancing.Advanced]:
         told = advancing.Advanced(alias)
         with vendor.atomic():
-            told.tell_cut(store.cut_tasks(alias, keys, now=now))
-        return told
+            alive = _alive(store.lock(alias, {flow for flow in members.values() if flow is not None}))
+            cut = store.cut_tasks(alias, [key for key, flow in members.items() if flow not in alive], now=now)
+            told.tell_cut(cut)
+        return len(cut), told
 
-    advancing.publish(vendor.retrying(once))
-    return len(keys)
-
-
-def _call_finally(alias: str, keys: Sequence[uuid.UUID], now: datetime) -> int:
-    """Let on callbacks whose predecessors have ended without telling them."""
-    vendor = vendor_for(alias)
-    told = advancing.Advanced(alias)
-    count = 0
-    for key in keys:
-        before = store.predecessors_of(alias, key)
-        if Task.objects.using(alias).filter(pk__in=before).exists():
-            continue
-        with vendor.atomic():
-            told.queues |= store.release(alias, [key], now=now, later=advancing.later)
-        count += 1
+    count, told = vendor.retrying(once)
     advancing.publish(told)
     return count
+
+
+def _call_finally(alias: str, callbacks: Mapping[uuid.UUID, uuid.UUID | None], now: datetime) -> int:
+    """Let on callbacks whose predecessors have ended without telling them."""
+    return sum(_call(alias, key, flow, now) for key, flow in callbacks.items() if not _waits_for_some(alias, key))
+
+
+def _waits_for_some(alias: str, key: uuid.UUID) -> bool:
+    return Task.objects.using(alias).filter(pk__in=store.predecessors_of(alias, key)).exists()
+
+
+def _call(alias: str, key: uuid.UUID, flow: uuid.UUID | None, now: datetime) -> bool:
+    vendor = vendor_for(alias)
+
+    def once() -> tuple[bool, advancing.Advanced]:
+        told = advancing.Advanced(alias)
+        with vendor.atomic():
+            # Asked again under the lock: the settlement that lets it on may just be at it.
+            store.lock(alias, [] if flow is None else [flow])
+            waiting = Task.objects.using(alias).filter(pk=key, state=State.WAITING)
+            if not waiting.exists() or _waits_for_some(alias, key):
+                return False, told
+            told.queues |= store.release(alias, [key], now=now, later=advancing.later)
+        return True, told
+
+    found, told = vendor.retrying(once)
+    advancing.publish(told)
+    return found

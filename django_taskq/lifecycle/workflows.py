@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from django.db import transaction
+from django.db.models import QuerySet
 
 from django_taskq import clock, conf, events
 from django_taskq.domain import payload
@@ -716,6 +717,11 @@ class _Return:
         Whatever waits for others in one of those around waits for its turn. Raise
         InvalidTransition if one of them is being cancelled; nothing was changed then.
         """
+        if keys is not None:
+            # Some may have been sent back since they were read; what waits for them waits already.
+            keys = keys & set(self._ended(row).values_list("pk", flat=True))
+            if not keys:
+                return 0
         path = self._path(row)
         was = WorkflowState(row.state)
         started_at = path[-1].started_at
@@ -759,13 +765,17 @@ class _Return:
         still_open = self._open(outer)
         return sum(node == key and before in still_open for node, before in store.dependencies_of(self.alias, outer.pk))
 
+    def _ended(self, row: Workflow) -> QuerySet[FinishedTask]:
+        """Return the members of a locked workflow that may be sent back."""
+        ended = FinishedTask.objects.using(self.alias).filter(workflow_id=row.pk, role=Role.MEMBER)
+        return ended if self.from_start else ended.exclude(state=State.SUCCEEDED)
+
     def _lay(self, row: Workflow, keys: set[uuid.UUID] | None) -> int:
         """Make members of a locked workflow live again, waiting; return how many tasks. One that had ended waits."""
         alias = self.alias
-        ended = FinishedTask.objects.using(alias).filter(workflow_id=row.pk, role=Role.MEMBER)
+        ended = self._ended(row)
         inner = [child for child in store.children_of(alias, row.pk) if child.has_ended]
         if not self.from_start:
-            ended = ended.exclude(state=State.SUCCEEDED)
             inner = [child for child in inner if child.state != WorkflowState.COMPLETED]
         edges: dict[uuid.UUID, list[uuid.UUID]] = {}
         if row.kind != Kind.BATCH:

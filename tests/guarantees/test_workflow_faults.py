@@ -22,6 +22,7 @@ from django_taskq.lifecycle import advance
 from django_taskq.lifecycle import settle as settling
 from django_taskq.lifecycle.control import kill
 from django_taskq.lifecycle.rescue import rescue
+from django_taskq.lifecycle.workflows import replay_members
 from django_taskq.models import Dependency, FinishedTask, Stat, Task, Worker, Workflow
 from django_taskq.store import retention
 from django_taskq.store import tasks as task_store
@@ -395,6 +396,20 @@ def test_of_two_replays_at_once_one_sends_each_task_back() -> None:
 
     assert sorted(counts) == [0, 0, 1]
     assert handle.refresh().counts.open == 3
+    drain()
+    assert_all_ended()
+
+
+def test_a_member_that_two_send_back_at_once_is_waited_for_once() -> None:
+    """The second read it before the first sent it back; its follower waits for nobody twice."""
+    chain(refuse.s("a"), say.s("b")).enqueue()
+    drain()
+    dead = list(FinishedTask.objects.filter(state=DEAD))
+
+    sent = [replay_members(ALIAS, dead, now=db_now(), attempts=None, actor="ada") for _ in range(2)]
+
+    assert [len(rows) for rows in sent] == [1, 0]
+    assert Task.objects.get(state=State.WAITING).waits_for == 1
     drain()
     assert_all_ended()
 
