@@ -437,7 +437,7 @@ def with_another_before(moment: int, work: Callable[[], object], other: Callable
         if asked == moment:
             beside.append(threading.Thread(target=body))
             beside[0].start()
-            beside[0].join(0.1)
+            beside[0].join(0.05)
         return execute(*question)
 
     try:
